@@ -1,0 +1,62 @@
+# Compiler settings and the two functions every room uses: kvasir_library and kvasir_test.
+
+find_package(Threads REQUIRED)
+find_package(absl REQUIRED)
+find_package(fmt REQUIRED)
+find_package(spdlog REQUIRED)
+find_package(nlohmann_json REQUIRED)
+find_package(PkgConfig REQUIRED)
+
+add_library(kvasir_flags INTERFACE)
+target_include_directories(kvasir_flags INTERFACE ${PROJECT_SOURCE_DIR})
+target_compile_options(kvasir_flags INTERFACE -Wall -Wextra -Wno-missing-field-initializers -Wno-sign-compare -fno-strict-aliasing
+                                              -ffp-contract=off)
+target_compile_definitions(kvasir_flags INTERFACE KVASIR_VERSION="${PROJECT_VERSION}" SPDLOG_COMPILED_LIB SPDLOG_FMT_EXTERNAL)
+if(KVASIR_SANITIZE STREQUAL "address")
+  target_compile_options(kvasir_flags INTERFACE -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  target_link_options(kvasir_flags INTERFACE -fsanitize=address,undefined)
+elseif(KVASIR_SANITIZE STREQUAL "thread")
+  target_compile_options(kvasir_flags INTERFACE -fsanitize=thread -fno-omit-frame-pointer)
+  target_link_options(kvasir_flags INTERFACE -fsanitize=thread)
+endif()
+
+# ccache and mold where they are: they only make the build faster.
+find_program(KVASIR_CCACHE ccache)
+if(KVASIR_CCACHE)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime
+                                  ${KVASIR_CCACHE})
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    target_compile_options(kvasir_flags INTERFACE -fpch-preprocess)
+  endif()
+endif()
+find_program(KVASIR_MOLD mold)
+if(KVASIR_MOLD)
+  target_link_options(kvasir_flags INTERFACE -fuse-ld=mold)
+endif()
+
+# The headers nearly every file includes, compiled once for each library.
+set(KVASIR_PCH <algorithm> <cstdint> <map> <memory> <optional> <span> <string> <string_view> <unordered_map> <vector>
+               <fmt/format.h> "absl/status/statusor.h")
+
+# kvasir_library(NAME SOURCES a.cc ... DEPS lib ...): one library for one room.
+function(kvasir_library name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
+  add_library(${name} STATIC ${ARG_SOURCES})
+  target_link_libraries(${name} PUBLIC kvasir_flags ${ARG_DEPS})
+  target_precompile_headers(${name} PRIVATE ${KVASIR_PCH})
+endfunction()
+
+# kvasir_test(NAME SOURCES a_test.cc ... DEPS lib ... [LABELS l ...] [TIMEOUT s]): one GoogleTest executable, one ctest entry.
+function(kvasir_test name)
+  cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;DEPS;LABELS" ${ARGN})
+  find_package(GTest REQUIRED)
+  add_executable(${name} ${ARG_SOURCES})
+  target_link_libraries(${name} PRIVATE kvasir_flags ${ARG_DEPS} GTest::gtest GTest::gmock GTest::gtest_main)
+  target_precompile_headers(${name} PRIVATE ${KVASIR_PCH} <gtest/gtest.h>)
+  target_compile_definitions(${name} PRIVATE KVASIR_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+  add_test(NAME ${name} COMMAND ${name} --gtest_brief=1 WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 600)
+  endif()
+  set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}")
+endfunction()

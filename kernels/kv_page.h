@@ -1,0 +1,68 @@
+// How KV lies in memory, and the one view of it that every kernel reads.
+//
+// A block holds `block_tokens` consecutive tokens of KV for all layers, heads, keys and values in one contiguous extent.
+// Inside lie pages: one page is the keys (or the values) of one KV head of one layer. How elements lie inside a page belongs
+// to the device; above kernels/ a page is bytes. A sequence is normally dense (a list of blocks); a KV policy can make it
+// ragged: each (layer, KV head) then has its own list of page pairs with its own length. Kernels read both through PageRun.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "kernels/tensor.h"
+
+namespace kvasir {
+
+// Geometry of one block extent. Offsets and sizes in bytes.
+struct KvLayout {
+  DType dtype = DType::kF32;
+  int block_tokens = 16;
+  int num_layers = 0;
+  int num_kv_heads = 0;
+  int head_dim = 0;
+
+  // One K or V page, rounded up to 64 bytes so that every page starts on a cache line.
+  size_t page_bytes() const { return (size_t{1} * block_tokens * head_dim * SizeOf(dtype) + 63) / 64 * 64; }
+  size_t block_bytes() const { return page_bytes() * num_layers * num_kv_heads * 2; }
+  // Bytes of KV one token takes, padding included.
+  size_t token_bytes() const { return block_bytes() / block_tokens; }
+  // Inside a block: [layer][head][K page, V page]. K and V of a head are neighbours, so a ragged page pair
+  // has the same inner shape as a dense one.
+  size_t k_page_offset(int layer, int head) const { return (size_t{1} * layer * num_kv_heads + head) * 2 * page_bytes(); }
+};
+
+// The pages of one (sequence, layer, KV head), dense or ragged. Slot s lives in page s / block_tokens.
+// K page i is at base + entries[i] * granule_bytes + k_offset; its V page follows at + page_bytes().
+struct PageRun {
+  const uint32_t* entries = nullptr;
+  size_t k_offset = 0;
+  int32_t num_slots = 0;  // slots in use after this step's append
+};
+
+// The table of one sequence in a step. Pointers stay valid until the step is done.
+struct SequenceTable {
+  const uint32_t* blocks = nullptr;   // dense: granule index of each block, in token order
+  int32_t num_slots = 0;              // dense: slots in use after this step's append
+  const PageRun* ragged = nullptr;    // ragged: [num_layers * num_kv_heads] runs of page pairs; then the two above are unused
+};
+
+// One step's KV, for all sequences of the batch.
+struct PagedKv {
+  std::byte* base = nullptr;   // device address of granule 0
+  size_t granule_bytes = 0;    // table entries count granules
+  KvLayout layout;
+  std::span<const SequenceTable> tables;  // [num_seqs]
+
+  PageRun Lookup(int seq, int layer, int head) const {
+    const SequenceTable& table = tables[seq];
+    if (table.ragged != nullptr) return table.ragged[layer * layout.num_kv_heads + head];
+    return {table.blocks, layout.k_page_offset(layer, head), table.num_slots};
+  }
+  std::byte* KPage(const PageRun& run, int page) const {
+    return base + size_t{run.entries[page]} * granule_bytes + run.k_offset;
+  }
+  std::byte* VPage(const PageRun& run, int page) const { return KPage(run, page) + layout.page_bytes(); }
+};
+
+}  // namespace kvasir

@@ -1,0 +1,47 @@
+// Model: a transformer loaded from a Hugging Face folder onto a device, and its forward pass. It sees flat arrays and a PagedKv;
+// it knows nothing of requests, schedulers or KV managers. Used by scheduler/model_executor and by tools. One thread.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "kernels/device.h"
+#include "models/config.h"
+
+namespace kvasir {
+
+struct ForwardInput {
+  std::span<const int32_t> token_ids;   // [num_tokens], all slices one after another
+  std::span<const int32_t> positions;   // [num_tokens]: place of each token in its text (RoPE)
+  std::span<const SequenceSlice> slices;
+  PagedKv kv;                            // slots for these tokens are already reserved
+};
+
+struct LoadOptions {
+  std::optional<DType> dtype;            // nullopt = as stored ("auto")
+  int max_step_tokens = 512;             // rows the activations are sized for
+  int max_logits_rows = 64;              // rows of logits computed at a time
+  std::function<void(double fraction, std::string_view what)> progress;  // called from the loading thread
+};
+
+class Model {
+ public:
+  virtual ~Model() = default;
+  // Loads config.json, *.safetensors (single, or shards with an index). The error lists everything wrong with the folder at once.
+  static StatusOr<std::unique_ptr<Model>> Load(const std::string& dir, Device* device, const LoadOptions& options);
+
+  virtual const ModelConfig& config() const = 0;
+  virtual const GenerationDefaults& generation_defaults() const = 0;
+  virtual KvLayout kv_layout(int block_tokens, std::optional<DType> kv_dtype) const = 0;
+  virtual std::string fingerprint() const = 0;       // of weights and numerics: cached KV is valid only under the same one
+  virtual size_t weight_bytes() const = 0;
+
+  // Computes the final hidden state of every row and appends the KV of its tokens.
+  virtual Status Forward(const ForwardInput& input) = 0;
+  // Logits [rows.size(), vocab_size] of rows of the last Forward; rows.size() <= max_logits_rows. Device memory, valid until the next call.
+  virtual StatusOr<const float*> Logits(std::span<const int32_t> rows) = 0;
+};
+
+}  // namespace kvasir

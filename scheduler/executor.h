@@ -1,0 +1,40 @@
+// Executor: the model and device as the scheduler sees them, so that a fake can stand in (simulation, null-model benchmarks).
+// One step in, one result per sampled row out. Used by Engine on the engine thread.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "kernels/device.h"
+#include "kernels/sampling.h"
+#include "memory/kv_cache.h"
+
+namespace kvasir {
+
+// One step as flat arrays. Vectors keep their capacity from step to step: a steady step allocates nothing.
+struct StepBatch {
+  std::vector<int32_t> token_ids, positions;  // [num_tokens]
+  std::vector<SequenceSlice> slices;          // [num_seqs]
+  std::vector<SequenceTable> tables;          // [num_seqs]
+  std::vector<BlockCopy> copies;              // to do before anything else
+  std::vector<int32_t> sample_rows;           // rows whose logits are sampled
+  std::vector<SampleRow> samples;             // parallel to sample_rows
+  std::vector<int32_t> score_rows;            // rows whose next prompt token is scored (prompt_logprobs)
+  std::vector<int32_t> score_tokens;          // that token
+  std::vector<int32_t> score_top;             // alternatives wanted
+  void Clear();
+};
+
+struct StepResult {
+  std::vector<SampleResult> samples;  // parallel to StepBatch::samples
+  std::vector<SampleResult> scores;   // parallel to StepBatch::score_rows
+};
+
+class Executor {
+ public:
+  virtual ~Executor() = default;
+  // An error here is the device's: the engine becomes unhealthy, ends every request with Unavailable, publishes nothing.
+  virtual Status Execute(const StepBatch& batch, StepResult& result) = 0;
+};
+
+}  // namespace kvasir
