@@ -1,0 +1,89 @@
+// A persistent team of threads for short parallel regions (tens of nanoseconds to milliseconds). The calling thread is worker 0.
+// Workers spin for a while between regions, then sleep, so an idle server burns nothing. A region takes no lock and no heap
+// memory. Used by CpuDevice and the CPU kernels. One region at a time, started from one thread; regions do not nest.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+namespace kvasir {
+
+// CPUs this process may use: the affinity mask, cut by the cgroup's CPU quota (rounded up). At least 1.
+int UsableCpus();
+
+class ThreadTeam {
+ public:
+  // threads >= 1, the caller included.
+  explicit ThreadTeam(int threads);
+  ~ThreadTeam();
+  ThreadTeam(const ThreadTeam&) = delete;
+  ThreadTeam& operator=(const ThreadTeam&) = delete;
+
+  int size() const { return size_; }
+
+  // Calls fn(worker) once on every worker, 0 <= worker < size(), and waits for all of them.
+  template <typename F>
+  void Run(F&& fn) {
+    if (size_ == 1) {
+      fn(0);
+      return;
+    }
+    using Fn = std::remove_reference_t<F>;
+    RunErased([](const void* context, int worker) { (*static_cast<Fn*>(const_cast<void*>(context)))(worker); }, &fn);
+  }
+
+  // Calls fn(begin, end, worker) over [0, items) cut in pieces of `grain` (the last of a share may be shorter). Each worker starts with its own
+  // contiguous share, in order; who is done helps the others. No more than one piece: runs on the caller, nobody is woken.
+  // Which worker gets a piece varies; results must not depend on it.
+  template <typename F>
+  void ParallelFor(int64_t items, int64_t grain, F&& fn) {
+    if (items <= 0) return;
+    if (size_ == 1 || items <= grain) {
+      fn(int64_t{0}, items, 0);
+      return;
+    }
+    Share(items, grain);
+    Run([&](int worker) {
+      for (int i = 0; i < size_; ++i) {
+        Worker& share = workers_[worker + i < size_ ? worker + i : worker + i - size_];
+        while (true) {
+          const int64_t begin = share.next.fetch_add(grain, std::memory_order_relaxed);
+          if (begin >= share.end) break;
+          fn(begin, begin + grain < share.end ? begin + grain : share.end, worker);
+        }
+      }
+    });
+  }
+
+ private:
+  using Entry = void (*)(const void* context, int worker);
+
+  struct alignas(64) Worker {
+    std::atomic<uint32_t> done{0};    // generation this worker has finished; a futex word
+    alignas(64) std::atomic<int64_t> next{0};  // ParallelFor: first item of its share that nobody took
+    int64_t end = 0;
+  };
+
+  void RunErased(Entry entry, const void* context);
+  void Share(int64_t items, int64_t grain);
+  void WorkerLoop(int worker);
+  void WaitForWorker(Worker& worker, uint32_t generation);
+
+  const int size_;
+  std::unique_ptr<Worker[]> workers_;
+  std::vector<std::thread> threads_;
+
+  // Written by the caller before generation_ moves, read by the workers after.
+  alignas(64) std::atomic<uint32_t> generation_{0};  // a futex word
+  Entry entry_ = nullptr;
+  const void* context_ = nullptr;
+  bool stop_ = false;
+  alignas(64) std::atomic<int> sleepers_{0};         // workers in, or about to enter, a futex wait
+  alignas(64) std::atomic<bool> caller_sleeps_{false};
+};
+
+}  // namespace kvasir
