@@ -36,7 +36,7 @@ endif()
 
 # The headers nearly every file includes, compiled once for each library.
 set(KVASIR_PCH <algorithm> <cstdint> <map> <memory> <optional> <span> <string> <string_view> <unordered_map> <vector>
-               <fmt/format.h> "absl/status/statusor.h")
+               <fmt/format.h> <absl/status/statusor.h>)
 
 # kvasir_library(NAME SOURCES a.cc ... DEPS lib ...): one library for one room.
 function(kvasir_library name)

@@ -33,12 +33,12 @@ struct KvCacheConfig {
   int block_tokens = 16;
   bool enable_prefix_caching = true;
   std::string fingerprint;  // model weights + KV format: differs => nothing is shared
-  bool check_every_step = false;
+  int hash_bits = 128;      // fewer only in tests: collisions may cost time, never a wrong answer
 };
 
 // The KV of one sequence. Owned by whoever runs the sequence; changed only by KvCache. Movable, and empty after Release.
 struct SequenceKv {
-  std::vector<uint32_t> blocks;   // block ids in token order == table entries (granule = one block while all formats are equal)
+  std::vector<uint32_t> blocks;   // block ids in token order; these are the table entries (a granule is one block)
   int32_t num_tokens = 0;         // slots reserved so far
   int32_t num_published = 0;      // leading blocks that are in the prefix tree (or were found there)
   ChainHash chain;                // hash of the published prefix
@@ -52,7 +52,8 @@ struct BlockCopy {
 struct KvCacheStats {
   int64_t total_blocks = 0, free_blocks = 0, cached_blocks = 0, used_blocks = 0;  // cached: evictable, no user
   int64_t queried_tokens = 0, hit_tokens = 0;                                     // over all Match calls that count
-  int64_t evicted_blocks = 0, published_blocks = 0, copied_blocks = 0, collisions = 0;
+  int64_t evicted_blocks = 0, published_blocks = 0, copied_blocks = 0;
+  int64_t collisions = 0;  // hash equal, content not: compared and passed over
 };
 
 class PrefixTree;
@@ -92,6 +93,10 @@ class KvCache {
   Status Check(std::span<const SequenceKv* const> live) const;
 
  private:
+  void Hold(uint32_t block);
+  void LetGo(uint32_t block);
+  uint32_t TakeBlock();  // the caller has made sure that there is one
+
   KvCacheConfig config_;
   std::unique_ptr<BlockPool> pool_;
   std::unique_ptr<PrefixTree> tree_;

@@ -1,0 +1,317 @@
+// KvCache: examples that draw the expected tree, then random operations against a model that knows which tokens every block holds.
+#include "memory/kv_cache.h"
+
+#include <gtest/gtest.h>
+
+#include <map>
+#include <numeric>
+
+#include "kernels/rng.h"
+
+namespace kvasir {
+namespace {
+
+using Tokens = std::vector<int32_t>;
+using Salt = std::array<std::byte, 32>;
+
+Salt MakeSalt(int tenant) {
+  Salt salt{};
+  salt[0] = std::byte(tenant);
+  return salt;
+}
+const Salt kPublic = MakeSalt(0);
+
+KvCacheConfig Config(int64_t blocks, int block_tokens = 4) { return {.num_blocks = blocks, .block_tokens = block_tokens, .fingerprint = "m"}; }
+
+Tokens Iota(int n, int first = 0) {
+  Tokens tokens(n);
+  std::iota(tokens.begin(), tokens.end(), first);
+  return tokens;
+}
+
+// Computes all of `tokens` as one request would, publishes, and returns how many came from the cache.
+int32_t RunPrompt(KvCache& cache, const Tokens& tokens, SequenceKv& kv, const Salt& salt = kPublic) {
+  std::vector<BlockCopy> copies;
+  const int32_t hit = cache.Match(tokens, salt, int32_t(tokens.size()) - 1, true, kv);
+  EXPECT_TRUE(cache.Grow(kv, int32_t(tokens.size()), hit, copies));
+  cache.Publish(kv, tokens, int32_t(tokens.size()), salt);
+  return hit;
+}
+
+TEST(KvCacheTest, FindsWholeBlocksOfAnEarlierPrompt) {
+  KvCache cache(Config(16));
+  SequenceKv a, b;
+  EXPECT_EQ(RunPrompt(cache, Iota(10), a), 0);    // root - [0..3] - [4..7], and 8 9 in a private block
+  Tokens other = Iota(12);
+  other[9] = 77;
+  EXPECT_EQ(RunPrompt(cache, other, b), 8);       // shares two blocks; its third is [8 77 10 11]
+  EXPECT_EQ(a.blocks[0], b.blocks[0]);
+  EXPECT_EQ(a.blocks[1], b.blocks[1]);
+  EXPECT_NE(a.blocks[2], b.blocks[2]);
+  const SequenceKv* live[] = {&a, &b};
+  EXPECT_TRUE(cache.Check(live).ok()) << cache.Check(live);
+  EXPECT_EQ(cache.stats().hit_tokens, 8);
+  EXPECT_EQ(cache.stats().queried_tokens, 22);
+  EXPECT_EQ(cache.stats().used_blocks, 4);
+  cache.Release(a);
+  cache.Release(b);
+  EXPECT_EQ(cache.stats().used_blocks, 0);
+  EXPECT_EQ(cache.stats().cached_blocks, 3);
+  EXPECT_TRUE(cache.Check({}).ok()) << cache.Check({});
+}
+
+TEST(KvCacheTest, LeavesOneTokenToCompute) {
+  KvCache cache(Config(16));
+  SequenceKv a, b;
+  RunPrompt(cache, Iota(8), a);
+  EXPECT_EQ(cache.Match(Iota(8), kPublic, 7, true, b), 4) << "two blocks are cached, but the last token's logits are needed";
+  cache.Release(a);
+  cache.Release(b);
+}
+
+TEST(KvCacheTest, TenantsNeverShare) {
+  KvCache cache(Config(16));
+  SequenceKv a, b, c;
+  RunPrompt(cache, Iota(9), a, MakeSalt(1));
+  EXPECT_EQ(RunPrompt(cache, Iota(9), b, MakeSalt(2)), 0);
+  EXPECT_EQ(RunPrompt(cache, Iota(9), c, MakeSalt(1)), 8);
+  cache.Release(a);
+  cache.Release(b);
+  cache.Release(c);
+  EXPECT_TRUE(cache.Check({}).ok()) << cache.Check({});
+}
+
+TEST(KvCacheTest, SamePromptsComputedAtOnceKeepOneCopy) {
+  KvCache cache(Config(16));
+  SequenceKv a, b;
+  std::vector<BlockCopy> copies;
+  cache.Match(Iota(8), kPublic, 7, true, a);
+  cache.Match(Iota(8), kPublic, 7, true, b);
+  ASSERT_TRUE(cache.Grow(a, 8, 0, copies) && cache.Grow(b, 8, 0, copies));
+  EXPECT_EQ(cache.stats().used_blocks, 4);
+  cache.Publish(a, Iota(8), 8, kPublic);
+  cache.Publish(b, Iota(8), 8, kPublic);
+  EXPECT_EQ(cache.stats().used_blocks, 2);
+  EXPECT_EQ(a.blocks, b.blocks);
+  const SequenceKv* live[] = {&a, &b};
+  EXPECT_TRUE(cache.Check(live).ok()) << cache.Check(live);
+  cache.Release(a);
+  cache.Release(b);
+}
+
+TEST(KvCacheTest, EvictsTheLeastRecentlyUsedLeafFirst) {
+  KvCache cache(Config(4));
+  SequenceKv a, b;
+  RunPrompt(cache, Iota(8), a);        // root - [0..3] - [4..7]
+  cache.Release(a);
+  RunPrompt(cache, Iota(8, 100), b);   // root - [100..] - [104..]
+  cache.Release(b);
+  EXPECT_EQ(cache.Peek(Iota(8), kPublic, 8), 8);
+  SequenceKv c;
+  std::vector<BlockCopy> copies;
+  ASSERT_TRUE(cache.Grow(c, 4, 0, copies));  // one block: the leaf [4..7] goes, its parent stays
+  EXPECT_EQ(cache.Peek(Iota(8), kPublic, 8), 4);
+  EXPECT_EQ(cache.Peek(Iota(8, 100), kPublic, 8), 8);
+  SequenceKv touch;
+  cache.Match(Iota(8), kPublic, 8, false, touch);  // using [0..3] makes the other prompt the older one
+  cache.Release(touch);
+  ASSERT_TRUE(cache.Grow(c, 8, 4, copies));
+  EXPECT_EQ(cache.Peek(Iota(8), kPublic, 8), 4);
+  EXPECT_EQ(cache.Peek(Iota(8, 100), kPublic, 8), 4);
+  EXPECT_FALSE(cache.Grow(c, 20, 8, copies)) << "five blocks of four";
+  EXPECT_EQ(c.blocks.size(), 2u) << "all or nothing";
+  cache.Release(c);
+  EXPECT_TRUE(cache.Check({}).ok()) << cache.Check({});
+}
+
+TEST(KvCacheTest, ForkCopiesTheSharedLastBlockBeforeWriting) {
+  KvCache cache(Config(8));
+  SequenceKv a, b;
+  RunPrompt(cache, Iota(6), a);
+  cache.Fork(a, b);
+  std::vector<BlockCopy> copies;
+  ASSERT_TRUE(cache.Grow(a, 7, 6, copies));
+  ASSERT_EQ(copies.size(), 1u);
+  EXPECT_EQ(copies[0].from, b.blocks[1]);
+  EXPECT_EQ(copies[0].to, a.blocks[1]);
+  ASSERT_TRUE(cache.Grow(b, 7, 6, copies));
+  EXPECT_EQ(copies.size(), 1u) << "b is alone on its block by now";
+  EXPECT_EQ(a.blocks[0], b.blocks[0]);
+  const SequenceKv* live[] = {&a, &b};
+  EXPECT_TRUE(cache.Check(live).ok()) << cache.Check(live);
+  cache.Release(a);
+  cache.Release(b);
+}
+
+TEST(KvCacheTest, OffMeansOff) {
+  KvCacheConfig config = Config(8);
+  config.enable_prefix_caching = false;
+  KvCache cache(config);
+  SequenceKv a, b;
+  RunPrompt(cache, Iota(9), a);
+  EXPECT_EQ(RunPrompt(cache, Iota(9), b), 0);
+  cache.Release(a);
+  cache.Release(b);
+  EXPECT_EQ(cache.stats().free_blocks, 8);
+}
+
+TEST(KvCacheTest, DropCachedForgetsEverythingUnused) {
+  KvCache cache(Config(8));
+  SequenceKv a, b;
+  RunPrompt(cache, Iota(8), a);
+  RunPrompt(cache, Iota(8, 50), b);
+  cache.Release(a);
+  cache.DropCached();
+  EXPECT_EQ(cache.Peek(Iota(8), kPublic, 8), 0);
+  EXPECT_EQ(cache.Peek(Iota(8, 50), kPublic, 8), 8) << "b is still in use";
+  cache.Release(b);
+}
+
+TEST(KvCacheDeathTest, MisuseIsOurBug) {
+  KvCache cache(Config(8));
+  SequenceKv a;
+  RunPrompt(cache, Iota(9), a);
+  std::vector<BlockCopy> copies;
+  EXPECT_DEATH(cache.Grow(a, 9, 4, copies), "published and about to be written");
+  EXPECT_DEATH(cache.Match(Iota(4), kPublic, 3, true, a), "empty sequence");
+  cache.Release(a);
+}
+
+// The model: what every block really holds, as (salt, position, token), written as a device would write it. Whatever Match returns must hold
+// exactly the prefix asked for.
+struct Written {
+  int tenant = -1;
+  int32_t position = -1;
+  Tokens chain;  // all tokens of the text up to and including this slot
+};
+
+struct Live {
+  int tenant = 0;
+  Tokens tokens;
+  int32_t computed = 0;
+  SequenceKv kv;
+};
+
+class Fuzzer {
+ public:
+  Fuzzer(uint64_t seed, int hash_bits) : rng_(seed), block_tokens_(int(rng_.Between(1, 5))), cache_(MakeConfig(hash_bits)) {
+    slots_.resize(size_t(cache_.config().num_blocks) * block_tokens_);
+  }
+
+  void Run(int operations) {
+    for (int i = 0; i < operations && !testing::Test::HasFatalFailure(); ++i) {
+      const uint64_t op = rng_.Below(10);
+      if (op < 3) Admit();
+      else if (op < 7) Compute();
+      else if (op < 8) ForkOne();
+      else if (op < 9) Finish(rng_.Below(live_.size() + 1));
+      else if (rng_.Chance(0.02)) cache_.DropCached();
+      CheckAll();
+    }
+    while (!live_.empty()) Finish(0);
+    CheckAll();
+    EXPECT_EQ(cache_.stats().used_blocks, 0);
+  }
+  int64_t hits() const { return cache_.stats().hit_tokens; }
+  int64_t collisions() const { return cache_.stats().collisions; }
+
+ private:
+  KvCacheConfig MakeConfig(int hash_bits) {
+    return {.num_blocks = rng_.Between(1, 40), .block_tokens = block_tokens_, .fingerprint = "m", .hash_bits = hash_bits};
+  }
+  void Admit() {
+    if (live_.size() >= 8) return;
+    Live seq{.tenant = int(rng_.Below(3))};
+    const int length = int(rng_.Between(1, 30));
+    for (int i = 0; i < length; ++i) seq.tokens.push_back(int32_t(rng_.Below(2)));  // a tiny vocabulary meets often
+    const int32_t peek = cache_.Peek(seq.tokens, MakeSalt(seq.tenant), length - 1);
+    seq.computed = cache_.Match(seq.tokens, MakeSalt(seq.tenant), length - 1, true, seq.kv);
+    ASSERT_EQ(seq.computed, peek);
+    Verify(seq);
+    live_.push_back(std::move(seq));
+  }
+  // Writes the next tokens of a sequence into its slots, as a step would, then maybe publishes.
+  void Compute() {
+    if (live_.empty()) return;
+    Live& seq = live_[rng_.Below(live_.size())];
+    if (seq.computed == int32_t(seq.tokens.size())) seq.tokens.push_back(int32_t(rng_.Below(2)));
+    const int32_t upto = int32_t(rng_.Between(seq.computed + 1, int64_t(seq.tokens.size())));
+    std::vector<BlockCopy> copies;
+    const SequenceKv before = seq.kv;
+    if (!cache_.Grow(seq.kv, upto, seq.computed, copies)) {
+      ASSERT_EQ(before.blocks, seq.kv.blocks);
+      return;
+    }
+    for (const BlockCopy& copy : copies) {
+      for (int i = 0; i < block_tokens_; ++i) slots_[size_t(copy.to) * block_tokens_ + i] = slots_[size_t(copy.from) * block_tokens_ + i];
+    }
+    for (int32_t p = seq.computed; p < upto; ++p) {
+      slots_[size_t(seq.kv.blocks[p / block_tokens_]) * block_tokens_ + p % block_tokens_] = {
+          seq.tenant, p, Tokens(seq.tokens.begin(), seq.tokens.begin() + p + 1)};
+    }
+    seq.computed = upto;
+    if (rng_.Chance(0.7)) cache_.Publish(seq.kv, seq.tokens, seq.computed, MakeSalt(seq.tenant));
+  }
+  void ForkOne() {
+    if (live_.empty() || live_.size() >= 8) return;
+    const Live& parent = live_[rng_.Below(live_.size())];
+    Live child{parent.tenant, Tokens(parent.tokens.begin(), parent.tokens.begin() + parent.computed), parent.computed};
+    cache_.Fork(parent.kv, child.kv);
+    live_.push_back(std::move(child));
+  }
+  void Finish(size_t index) {
+    if (index >= live_.size()) return;
+    cache_.Release(live_[index].kv);
+    live_.erase(live_.begin() + int64_t(index));
+  }
+  void Verify(const Live& seq) {
+    for (int32_t p = 0; p < seq.computed; ++p) {
+      const Written& slot = slots_[size_t(seq.kv.blocks[p / block_tokens_]) * block_tokens_ + p % block_tokens_];
+      ASSERT_EQ(slot.tenant, seq.tenant) << "position " << p;
+      ASSERT_EQ(slot.position, p);
+      ASSERT_EQ(slot.chain, Tokens(seq.tokens.begin(), seq.tokens.begin() + p + 1));
+    }
+  }
+  void CheckAll() {
+    std::vector<const SequenceKv*> all;
+    for (const Live& seq : live_) {
+      Verify(seq);
+      all.push_back(&seq.kv);
+    }
+    const Status status = cache_.Check(all);
+    ASSERT_TRUE(status.ok()) << status;
+  }
+
+  Rng rng_;
+  int block_tokens_;
+  KvCache cache_;
+  std::vector<Written> slots_;
+  std::vector<Live> live_;
+};
+
+TEST(KvCacheTest, RandomOperationsNeverServeForeignKv) {
+  int64_t hits = 0;
+  for (uint64_t seed = 0; seed < 300; ++seed) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    Fuzzer fuzzer(seed, 128);
+    fuzzer.Run(300);
+    hits += fuzzer.hits();
+    if (HasFatalFailure()) return;
+  }
+  EXPECT_GT(hits, 1000) << "the test no longer meets the cache";
+}
+
+TEST(KvCacheTest, AHashOfThreeBitsIsSlowButNeverWrong) {
+  int64_t collisions = 0;
+  for (uint64_t seed = 0; seed < 100; ++seed) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    Fuzzer fuzzer(seed, 3);
+    fuzzer.Run(300);
+    collisions += fuzzer.collisions();
+    if (HasFatalFailure()) return;
+  }
+  EXPECT_GT(collisions, 1000);
+}
+
+}  // namespace
+}  // namespace kvasir
