@@ -52,7 +52,9 @@ TEST(ArenaTest, RandomOperationsKeepObjectsApart) {
         live[i] = live.back();
         live.pop_back();
       }
-      if (op % 16 == 0) ASSERT_TRUE(arena.Check().ok()) << arena.Check();
+      if (op % 16 == 0) {
+        ASSERT_TRUE(arena.Check().ok()) << arena.Check();
+      }
     }
     for (const auto& [granule, size_class] : live) arena.Free(granule, size_class);
     EXPECT_EQ(arena.free_chunks(), arena.num_chunks());
