@@ -1,0 +1,25 @@
+// The oracle's sampler as free functions: what sampling.h says, written as it reads, with a full sort and doubles. Used by
+// ReferenceDevice (kernels/reference.cc) and by tests; nothing that serves a request calls it.
+//
+// Fixed points of the definition, which every device shares:
+//  * Adjusted logits are float32, each step rounded: mask (-Inf), + bias, repetition (l > 0 ? l / r : l * r, once per distinct
+//    token of prompt and output), - frequency * count, - presence (both over output). Ids outside [0, vocab) are ignored.
+//  * The order of tokens is by adjusted logit, larger first, ties to the lower id. Rank is the place in the raw order, from 1.
+//  * Temperature 0: the first in that order; min_p, top_k and top_p cannot change it.
+//  * Otherwise weight(i) = exp((l_i - l_max) / temperature). min_p keeps l_i - l_max >= temperature * log(min_p); top_k then
+//    keeps the first k; top_p then keeps the shortest prefix of the order whose weight is at least top_p of what is left.
+//  * The draw walks the kept tokens by rising id and takes the first whose running sum exceeds
+//    UniformDouble(seed, stream, counter) * (sum of kept weights).
+//  * NaN or +Inf in the raw row, +Inf or NaN after adjusting, or no token above -Inf: finite = false and token = 0.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/sampling.h"
+
+namespace kvasir {
+
+void ReferenceSample(const float* logits, int vocab, const SampleRow& row, SampleResult& result);
+void ReferenceScore(const float* logits, int vocab, int32_t token, int32_t num_top, SampleResult& result);
+
+}  // namespace kvasir
