@@ -1,0 +1,287 @@
+#include "server/cli.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <charconv>
+#include <cstdlib>
+#include <numeric>
+
+#include "server/cli_config_file.h"
+
+namespace kvasir {
+namespace {
+
+// CLI11 reports what a validator returns; sizes are rewritten to plain numbers before conversion.
+CLI::Validator Size() {
+  return CLI::Validator(
+      [](std::string& text) {
+        const auto size = ParseSize(text);
+        if (!size.ok()) return Message(size.status());
+        text = std::to_string(*size);
+        return std::string();
+      },
+      "N[k|m|g]", "size");
+}
+
+CLI::Option* Env(CLI::Option* option) {
+  std::string name = "KVASIR_" + option->get_lnames().front();
+  for (char& c : name) c = c == '-' ? '_' : char(std::toupper(c));
+  return option->envname(name)->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+}
+
+void AddEngineOptions(CLI::App& app, EngineOptions& o) {
+  Env(app.add_option("--model,-m", o.model, "Model folder in Hugging Face layout (config.json, *.safetensors, tokenizer.json)"))->group("Model");
+  Env(app.add_option("--device", o.device, "Where to compute"))->check(CLI::IsMember({"auto", "cpu", "cuda", "reference"}))->capture_default_str()->group("Model");
+  Env(app.add_option("--threads,-t", o.threads, "Compute threads; 0 = all the process may use"))->check(CLI::Range(0, 1024))->capture_default_str()->group("Model");
+  const auto dtypes = CLI::IsMember({"auto", "float32", "float16", "bfloat16", "float", "half", "bf16", "fp16", "fp32"});
+  Env(app.add_option("--dtype", o.dtype, "Weights; auto = as stored"))->check(dtypes)->capture_default_str()->group("Model");
+  Env(app.add_option("--kv-cache-dtype", o.kv_cache_dtype, "KV cache; auto = as the weights"))->check(dtypes)->capture_default_str()->group("KV cache");
+  Env(app.add_option("--max-model-len,--ctx-size,-c", o.max_model_len, "Longest prompt + answer; 0 = the model's own"))->transform(Size())->capture_default_str()->group("Model");
+  Env(app.add_option("--generation-config", o.generation_config, "auto = sampling defaults of generation_config.json; vllm = neutral ones"))->check(CLI::IsMember({"auto", "vllm"}))->capture_default_str()->group("Model");
+  Env(app.add_option("--chat-template", o.chat_template, "File with a Jinja chat template instead of the model's"))->check(CLI::ExistingFile)->group("Model");
+  Env(app.add_option("--seed", o.seed, "Seed of requests that give none; 0 = a new one each"))->capture_default_str()->group("Model");
+  Env(app.add_option("--max-num-batched-tokens", o.max_num_batched_tokens, "Tokens computed per step"))->transform(Size())->check(CLI::Range(int64_t{1}, int64_t{1} << 20))->capture_default_str()->group("Scheduler");
+  Env(app.add_option("--max-num-seqs,--parallel", o.max_num_seqs, "Sequences running at once"))->transform(Size())->check(CLI::Range(int64_t{1}, int64_t{65536}))->capture_default_str()->group("Scheduler");
+  Env(app.add_option("--max-waiting-requests", o.max_waiting_requests, "Queue length; beyond it clients get 429"))->transform(Size())->check(CLI::Range(int64_t{1}, int64_t{1} << 24))->capture_default_str()->group("Scheduler");
+  Env(app.add_option("--long-prefill-token-threshold", o.long_prefill_token_threshold, "Largest share of a step one prompt may take; 0 = all"))->transform(Size())->check(CLI::Range(int64_t{0}, int64_t{1} << 20))->capture_default_str()->group("Scheduler");
+  Env(app.add_option("--scheduling-policy", o.scheduling_policy, "Order of waiting requests"))->check(CLI::IsMember({"fcfs", "priority"}))->capture_default_str()->group("Scheduler");
+  Env(app.add_flag("--reserve-to-finish", o.reserve_to_finish, "Admit only what can finish without preemption"))->group("Scheduler");
+  Env(app.add_option("--block-size", o.block_size, "Tokens per KV block"))->check(CLI::Range(int64_t{1}, int64_t{256}))->capture_default_str()->group("KV cache");
+  Env(app.add_option("--num-gpu-blocks-override,--num-blocks", o.num_blocks, "Blocks of the device's KV pool (also on CPU); 0 = from memory"))->transform(Size())->check(CLI::Range(int64_t{0}, int64_t{1} << 30))->capture_default_str()->group("KV cache");
+  Env(app.add_option("--kv-cache-memory-bytes", o.kv_cache_memory_bytes, "Memory for KV; 0 = chosen from what is free"))->transform(Size())->check(CLI::Range(int64_t{0}, int64_t{1} << 50))->capture_default_str()->group("KV cache");
+  Env(app.add_flag("--enable-prefix-caching,!--no-enable-prefix-caching", o.enable_prefix_caching, "Reuse KV of equal prefixes (on by default)"))->group("KV cache");
+  Env(app.add_flag("--check-invariants", o.check_invariants, "Verify the KV cache after every step (slow; for debugging)"))->group("KV cache");
+}
+
+void AddServeOptions(CLI::App& app, ServeOptions& o) {
+  app.add_option("model_positional", o.engine.model, "Model folder, as --model")->group("");
+  AddEngineOptions(app, o.engine);
+  Env(app.add_option("--host", o.host, "Address to listen on; 0.0.0.0 = all (needs API keys or --insecure-no-auth)"))->capture_default_str()->group("Server");
+  Env(app.add_option("--port", o.port, "HTTP port; 0 = any free one"))->check(CLI::Range(0, 65535))->capture_default_str()->group("Server");
+  Env(app.add_option("--grpc-port", o.grpc_port, "gRPC port; 0 = any free one, -1 = no gRPC"))->check(CLI::Range(-1, 65535))->capture_default_str()->group("Server");
+  app.add_option("--served-model-name,--alias,-a", o.served_model_names, "Names clients may use; default: the folder's name")->group("Server");
+  app.add_option("--api-key", o.api_keys, "Key clients must send (repeatable; visible in the process list: prefer --api-key-file or VLLM_API_KEY)")->group("Server");
+  Env(app.add_option("--api-key-file", o.api_key_file, "File with one key per line"))->group("Server");
+  Env(app.add_flag("--insecure-no-auth", o.insecure_no_auth, "Allow a non-loopback --host without API keys"))->group("Server");
+  app.add_option("--allowed-origins", o.allowed_origins, "CORS origins")->capture_default_str()->group("Server");
+  Env(app.add_option("--io-threads", o.io_threads, "Threads for HTTP"))->check(CLI::Range(1, 64))->capture_default_str()->group("Server");
+  Env(app.add_option("--max-logprobs", o.max_logprobs, "Most alternatives a request may ask for"))->check(CLI::Range(int64_t{0}, int64_t{1000}))->capture_default_str()->group("Server");
+  Env(app.add_option("--max-connections", o.max_connections, "Open HTTP connections"))->transform(Size())->check(CLI::Range(int64_t{1}, int64_t{1} << 20))->capture_default_str()->group("Server");
+  Env(app.add_option("--max-body-bytes", o.max_body_bytes, "Largest request body"))->transform(Size())->check(CLI::Range(int64_t{1024}, int64_t{1} << 31))->capture_default_str()->group("Server");
+  Env(app.add_option("--drain-timeout", o.drain_timeout_seconds, "Seconds open requests get after SIGTERM"))->check(CLI::Range(int64_t{0}, int64_t{86400}))->capture_default_str()->group("Server");
+  Env(app.add_flag("--grpc-reflection,!--no-grpc-reflection", o.grpc_reflection, "Serve gRPC reflection (on by default)"))->group("Server");
+  Env(app.add_flag("--disable-log-stats", o.disable_log_stats, "No statistics line every few seconds"))->group("Server");
+  Env(app.add_flag("--enable-log-requests", o.enable_log_requests, "Log every request (never its text)"))->group("Server");
+  Env(app.add_option("--log-level", o.log_level, "Log level"))->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}))->capture_default_str()->group("Server");
+  app.add_flag("--check-config", o.check_config, "Print the effective configuration and exit")->group("Server");
+  app.add_option("--config", "YAML file with these options (without the dashes)")->group("Server");
+  // Flags of other servers whose meaning is always on here: accepted so that a pasted command works.
+  static bool always_on = true;
+  for (const char* name : {"--enable-chunked-prefill", "--enable-prompt-tokens-details", "--enable-request-id-headers", "--jinja", "--metrics"}) {
+    app.add_flag(name, always_on)->group("");
+  }
+  static int one = 1;
+  app.add_option("--tensor-parallel-size,--tp", one, "Only 1 here")->check(CLI::Range(1, 1))->group("");
+}
+
+void AddGenerateOptions(CLI::App& app, GenerateOptions& o) {
+  AddEngineOptions(app, o.engine);
+  app.add_option("--prompt,-p", o.prompt, "Text to continue")->group("Request");
+  app.add_option("--prompt-file,-f", o.prompt_file, "File with the text; - = standard input")->group("Request");
+  app.add_option("--token-ids", o.token_ids, "Token ids instead of text: 1,2,3")->group("Request");
+  app.add_flag("--chat", o.chat, "Treat the prompt as a user's message")->group("Request");
+  app.add_option("--max-tokens,-n", o.max_tokens, "Tokens to generate")->transform(Size())->capture_default_str()->group("Request");
+  app.add_option("--temperature", o.temperature, "0 = greedy")->capture_default_str()->group("Request");
+  app.add_option("--top-p", o.top_p, "Nucleus")->capture_default_str()->group("Request");
+  app.add_option("--top-k", o.top_k, "0 = off")->capture_default_str()->group("Request");
+  app.add_option("--request-seed", o.request_seed, "Seed of the draw")->capture_default_str()->group("Request");
+  app.add_option("--logprobs", o.logprobs, "Alternatives per token in --json")->group("Request");
+  app.add_flag("--ignore-eos", o.ignore_eos, "Go on after end tokens")->group("Request");
+  app.add_flag("--json", o.json, "Print one JSON object instead of streaming text")->group("Request");
+}
+
+void AddBenchOptions(CLI::App& app, BenchOptions& o) {
+  AddEngineOptions(app, o.engine);
+  app.add_option("what", o.what, "What to measure: engine")->required()->check(CLI::IsMember({"engine"}));
+  app.add_option("--batch", o.batches, "Sequences decoded at once")->delimiter(',')->capture_default_str()->group("Bench");
+  app.add_option("--prompt-tokens", o.prompt_tokens, "Prompt length")->transform(Size())->capture_default_str()->group("Bench");
+  app.add_option("--decode-tokens", o.decode_tokens, "Tokens to decode")->transform(Size())->capture_default_str()->group("Bench");
+  app.add_flag("--null-model", o.null_model, "Only the engine's own cost, with a model that computes nothing")->group("Bench");
+  app.add_flag("--json", o.json, "One JSON line per case")->group("Bench");
+}
+
+// Flags with '_' for '-' and "--flag=value" are made regular; unknown ones are reported with the nearest name.
+Status NormalizeFlags(const CLI::App& app, std::vector<std::string>& arguments, bool ignore_unknown, std::vector<std::string>& warnings) {
+  std::vector<std::string> known;
+  for (const CLI::Option* option : app.get_options()) {
+    for (const std::string& name : option->get_lnames()) known.push_back("--" + name);
+    for (const std::string& name : option->get_fnames()) known.push_back("--" + name);
+  }
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    std::string& argument = arguments[i];
+    if (argument == "--") break;
+    if (argument.size() < 3 || argument.compare(0, 2, "--") != 0) continue;
+    const size_t end = std::min(argument.find('='), argument.size());
+    std::replace(argument.begin(), argument.begin() + int64_t(end), '_', '-');
+    const std::string name = argument.substr(0, end);
+    if (std::find(known.begin(), known.end(), name) != known.end()) continue;
+    const std::string nearest = NearestName(name, known);
+    const std::string hint = nearest.empty() ? "see 'kvasir " + app.get_name() + " --help'" : "did you mean " + nearest + "?";
+    if (!ignore_unknown) return InvalidArgument("unknown flag {}: {}", name, hint);
+    warnings.push_back(fmt::format("ignoring unknown flag {}", name));
+    size_t last = i + 1;  // its value, if the next word is not a flag
+    if (end == argument.size() && last < arguments.size() && arguments[last].compare(0, 1, "-") != 0) ++last;
+    arguments.erase(arguments.begin() + int64_t(i), arguments.begin() + int64_t(last));
+    --i;
+  }
+  return OkStatus();
+}
+
+// Takes `flag` (with its value, when it has one) out of the arguments; the last one counts.
+std::optional<std::string> TakeFlag(std::vector<std::string>& arguments, std::string_view flag, bool has_value) {
+  std::optional<std::string> value;
+  for (size_t i = 0; i < arguments.size();) {
+    const std::string& argument = arguments[i];
+    size_t used = 0;
+    if (argument == flag && has_value && i + 1 < arguments.size()) {
+      value = arguments[i + 1];
+      used = 2;
+    } else if (argument == flag && !has_value) {
+      value = "";
+      used = 1;
+    } else if (has_value && argument.size() > flag.size() && argument.compare(0, flag.size(), flag) == 0 && argument[flag.size()] == '=') {
+      value = argument.substr(flag.size() + 1);
+      used = 1;
+    }
+    arguments.erase(arguments.begin() + int64_t(i), arguments.begin() + int64_t(i + used));
+    if (used == 0) ++i;
+  }
+  return value;
+}
+
+constexpr std::string_view kOverview = R"(Kvasir: an LLM inference server whose first-class citizen is the KV cache.
+
+Usage: kvasir COMMAND [FLAGS]
+
+  serve     --model DIR        serve a model over HTTP (OpenAI style) and gRPC
+  generate  --model DIR -p TEXT  one prompt on the terminal, streaming
+  bench     engine [--model DIR] measure the engine beside the machine's ceilings
+  version                      print the version
+
+'kvasir COMMAND --help' lists the flags of a command. Every flag can also be set by environment (KVASIR_PORT for --port).
+)";
+
+Status CheckServe(ServeOptions& o) {
+  for (const char* name : {"VLLM_API_KEY", "KVASIR_API_KEY"}) {
+    if (const char* key = std::getenv(name); key != nullptr && *key != '\0') o.api_keys.push_back(key);
+  }
+  if (o.api_key_file.empty()) {
+    for (const std::string& key : o.api_keys) {
+      if (key.empty()) return InvalidArgument("--api-key is empty: give a key, or leave the flag out");
+    }
+  }
+  return OkStatus();
+}
+
+Status CheckModel(const EngineOptions& o, std::string_view command) {
+  if (o.model.empty()) return InvalidArgument("--model is missing: kvasir {} --model DIR (a folder with config.json and *.safetensors)", command);
+  return OkStatus();
+}
+
+Status RunParser(CLI::App& app, std::vector<std::string> arguments, CommandLine& line) {
+  std::reverse(arguments.begin(), arguments.end());  // CLI11 wants them so
+  try {
+    app.parse(arguments);
+  } catch (const CLI::CallForHelp&) {
+    line.command = CommandLine::Command::kHelp;
+    line.help = app.help();
+  } catch (const CLI::ParseError& error) {
+    return InvalidArgument("{} (see 'kvasir {} --help')", error.what(), app.get_name());
+  }
+  return OkStatus();
+}
+
+}  // namespace
+
+StatusOr<int64_t> ParseSize(std::string_view text) {
+  int64_t number = 0;
+  const auto [rest, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (text == "auto" || text == "-1") return 0;
+  std::string unit(rest, text.data() + text.size());
+  for (char& c : unit) c = char(std::tolower(c));
+  int shift = -1;
+  if (unit.empty()) shift = 0;
+  if (unit == "k" || unit == "kb" || unit == "kib") shift = 10;
+  if (unit == "m" || unit == "mb" || unit == "mib") shift = 20;
+  if (unit == "g" || unit == "gb" || unit == "gib") shift = 30;
+  if (error != std::errc() || shift < 0 || number < 0 || number > (INT64_MAX >> shift)) {
+    return InvalidArgument("'{}' is not a size: write a number, with k, m or g behind it if you like", text);
+  }
+  return number << shift;
+}
+
+std::string NearestName(std::string_view name, const std::vector<std::string>& known) {
+  std::string best;
+  size_t best_distance = std::max<size_t>(2, name.size() / 4) + 1;
+  std::vector<size_t> row;
+  for (const std::string& candidate : known) {
+    row.resize(candidate.size() + 1);
+    std::iota(row.begin(), row.end(), size_t{0});
+    for (size_t i = 0; i < name.size(); ++i) {
+      size_t diagonal = row[0]++;
+      for (size_t j = 0; j < candidate.size(); ++j) {
+        const size_t substitute = diagonal + (name[i] != candidate[j]);
+        diagonal = row[j + 1];
+        row[j + 1] = std::min({substitute, row[j] + 1, row[j + 1] + 1});
+      }
+    }
+    if (row.back() < best_distance) {
+      best_distance = row.back();
+      best = candidate;
+    }
+  }
+  return best;
+}
+
+StatusOr<CommandLine> ParseCommandLine(std::vector<std::string> arguments) {
+  CommandLine line;
+  line.help = kOverview;
+  if (arguments.empty() || arguments[0] == "--help" || arguments[0] == "-h" || arguments[0] == "help") return line;
+  const std::string command = arguments[0];
+  arguments.erase(arguments.begin());
+  if (command == "version" || command == "--version") {
+    line.command = CommandLine::Command::kVersion;
+    return line;
+  }
+  CLI::App app{"", command};
+  app.option_defaults()->always_capture_default();
+  if (command == "serve") {
+    line.command = CommandLine::Command::kServe;
+    AddServeOptions(app, line.serve);
+  } else if (command == "generate") {
+    line.command = CommandLine::Command::kGenerate;
+    AddGenerateOptions(app, line.generate);
+  } else if (command == "bench") {
+    line.command = CommandLine::Command::kBench;
+    AddBenchOptions(app, line.bench);
+  } else {
+    const std::string nearest = NearestName(command, {"serve", "generate", "bench", "version", "help"});
+    return InvalidArgument("unknown command '{}'{}", command, nearest.empty() ? ": see 'kvasir --help'" : ": did you mean '" + nearest + "'?");
+  }
+  const bool ignore_unknown = TakeFlag(arguments, "--ignore-unknown-flags", false).has_value();
+  KVASIR_RETURN_IF_ERROR(NormalizeFlags(app, arguments, ignore_unknown, line.warnings));
+  if (const auto file = TakeFlag(arguments, "--config", true)) {
+    KVASIR_ASSIGN_OR_RETURN(std::vector<std::string> from_file, ArgumentsFromConfigFile(*file, app));
+    arguments.insert(arguments.begin(), from_file.begin(), from_file.end());  // flags come later and win
+  }
+  KVASIR_RETURN_IF_ERROR(RunParser(app, std::move(arguments), line));
+  if (line.command == CommandLine::Command::kServe) {
+    KVASIR_RETURN_IF_ERROR(CheckModel(line.serve.engine, "serve"));
+    KVASIR_RETURN_IF_ERROR(CheckServe(line.serve));
+  }
+  if (line.command == CommandLine::Command::kGenerate) KVASIR_RETURN_IF_ERROR(CheckModel(line.generate.engine, "generate"));
+  if (line.command == CommandLine::Command::kBench && !line.bench.null_model) KVASIR_RETURN_IF_ERROR(CheckModel(line.bench.engine, "bench engine"));
+  return line;
+}
+
+}  // namespace kvasir
