@@ -4,7 +4,8 @@ namespace kvasir {
 
 Arena::Arena(int64_t num_chunks, int chunk_granules, std::vector<int> class_granules) : chunk_granules_(chunk_granules) {
   KVASIR_CHECK(num_chunks >= 0 && chunk_granules >= 1, "{} chunks of {} granules", num_chunks, chunk_granules);
-  KVASIR_CHECK(num_chunks * chunk_granules < int64_t{kNone}, "{} granules do not fit 32-bit table entries", num_chunks * chunk_granules);
+  KVASIR_CHECK(num_chunks * chunk_granules < int64_t{kNone}, "{} granules do not fit 32-bit table entries",
+               num_chunks * chunk_granules);
   for (const int granules : class_granules) {
     KVASIR_CHECK(granules >= 1 && granules <= chunk_granules, "class of {} granules in chunks of {}", granules, chunk_granules);
     classes_.push_back({granules, chunk_granules / granules});
@@ -60,8 +61,9 @@ void Arena::Free(uint32_t granule, int size_class) {
   KVASIR_CHECK(index < chunks_.size(), "granule {}", granule);
   Chunk& chunk = chunks_[index];
   Class& cls = classes_[size_class];
-  KVASIR_CHECK(chunk.size_class == size_class && chunk.used > 0, "granule {} freed as class {}, chunk is of class {} with {} used",
-               granule, size_class, chunk.size_class, chunk.used);
+  KVASIR_CHECK(chunk.size_class == size_class && chunk.used > 0,
+               "granule {} freed as class {}, chunk is of class {} with {} used", granule, size_class, chunk.size_class,
+               chunk.used);
   if (chunk.used == cls.per_chunk) Link(index, cls);
   --chunk.used;
   --cls.used;
@@ -98,7 +100,8 @@ Status Arena::Check() const {
     const Class& cls = classes_[chunk.size_class];
     int freed = 0;
     for (uint32_t g = chunk.first_free; g != kNone; g = next_free_[g]) {
-      if (g / chunk_granules_ != i || ++freed > cls.per_chunk) return Internal("free list of chunk {} is torn at granule {}", i, g);
+      if (g / chunk_granules_ != i || ++freed > cls.per_chunk)
+        return Internal("free list of chunk {} is torn at granule {}", i, g);
     }
     if (chunk.used + freed != chunk.carved) {
       return Internal("chunk {}: {} used + {} free != {} carved", i, chunk.used, freed, chunk.carved);

@@ -11,7 +11,8 @@ KvCache::KvCache(const KvCacheConfig& config)
     : config_(config),
       pool_(std::make_unique<BlockPool>(config.num_blocks)),
       tree_(std::make_unique<PrefixTree>(config.num_blocks, config.block_tokens, config.fingerprint, config.hash_bits)) {
-  KVASIR_CHECK(config.num_blocks > 0 && config.block_tokens > 0, "{} blocks of {} tokens", config.num_blocks, config.block_tokens);
+  KVASIR_CHECK(config.num_blocks > 0 && config.block_tokens > 0, "{} blocks of {} tokens", config.num_blocks,
+               config.block_tokens);
 }
 
 KvCache::~KvCache() = default;
@@ -74,8 +75,12 @@ uint32_t KvCache::TakeBlock() {
   return pool_->Allocate();
 }
 
-int64_t KvCache::available_blocks() const { return pool_->free_blocks() + tree_->evictable(); }
-bool KvCache::CanAllocate(int64_t blocks) const { return blocks <= available_blocks(); }
+int64_t KvCache::available_blocks() const {
+  return pool_->free_blocks() + tree_->evictable();
+}
+bool KvCache::CanAllocate(int64_t blocks) const {
+  return blocks <= available_blocks();
+}
 
 bool KvCache::Grow(SequenceKv& kv, int32_t num_tokens, int32_t first_write, std::vector<BlockCopy>& copies) {
   const int block_tokens = config_.block_tokens;
@@ -102,13 +107,14 @@ bool KvCache::Grow(SequenceKv& kv, int32_t num_tokens, int32_t first_write, std:
   return true;
 }
 
-void KvCache::Publish(SequenceKv& kv, std::span<const int32_t> tokens, int32_t num_computed, std::span<const std::byte, 32> salt) {
+void KvCache::Publish(SequenceKv& kv, std::span<const int32_t> tokens, int32_t num_computed,
+                      std::span<const std::byte, 32> salt) {
   if (!config_.enable_prefix_caching) return;
   const int block_tokens = config_.block_tokens;
   const int32_t full = num_computed / block_tokens;
   if (full <= kv.num_published) return;
-  KVASIR_CHECK(size_t(num_computed) <= tokens.size() && size_t(full) <= kv.blocks.size(), "{} tokens computed, {} known, {} blocks",
-               num_computed, tokens.size(), kv.blocks.size());
+  KVASIR_CHECK(size_t(num_computed) <= tokens.size() && size_t(full) <= kv.blocks.size(),
+               "{} tokens computed, {} known, {} blocks", num_computed, tokens.size(), kv.blocks.size());
   PrefixTree::Cursor cursor = kv.num_published == 0 ? tree_->Root(salt) : PrefixTree::Cursor{kv.tail_node, kv.chain};
   for (int32_t i = kv.num_published; i < full; ++i) {
     const int32_t* content = &tokens[size_t(i) * block_tokens];
@@ -137,7 +143,7 @@ void KvCache::Fork(const SequenceKv& parent, SequenceKv& child) {
 
 void KvCache::Release(SequenceKv& kv) {
   for (size_t i = kv.blocks.size(); i-- > 0;) LetGo(kv.blocks[i]);  // deepest first: see PrefixTree's order of eviction
-  kv.blocks.clear();  // keeps its capacity
+  kv.blocks.clear();                                                // keeps its capacity
   kv.num_tokens = kv.num_published = 0;
   kv.chain = {};
   kv.tail_node = PrefixTree::kNone;
@@ -183,7 +189,8 @@ Status KvCache::Check(std::span<const SequenceKv* const> live) const {
     used += references > 0;
   }
   if (used + pool_->free_blocks() + tree_->evictable() != pool_->num_blocks()) {
-    return Internal("{} used + {} free + {} cached blocks != {}", used, pool_->free_blocks(), tree_->evictable(), pool_->num_blocks());
+    return Internal("{} used + {} free + {} cached blocks != {}", used, pool_->free_blocks(), tree_->evictable(),
+                    pool_->num_blocks());
   }
   return OkStatus();
 }

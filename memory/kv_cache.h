@@ -22,7 +22,8 @@
 
 namespace kvasir {
 
-// 128-bit chain hash: of the parent's hash and a block's tokens; the root is made from model fingerprint, KV format, policy and salt.
+// 128-bit chain hash: of the parent's hash and a block's tokens; the root is made from model fingerprint, KV format, policy and
+// salt.
 struct ChainHash {
   uint64_t low = 0, high = 0;
   bool operator==(const ChainHash&) const = default;
@@ -38,10 +39,10 @@ struct KvCacheConfig {
 
 // The KV of one sequence. Owned by whoever runs the sequence; changed only by KvCache. Movable, and empty after Release.
 struct SequenceKv {
-  std::vector<uint32_t> blocks;   // block ids in token order; these are the table entries (a granule is one block)
-  int32_t num_tokens = 0;         // slots reserved so far
-  int32_t num_published = 0;      // leading blocks that are in the prefix tree (or were found there)
-  ChainHash chain;                // hash of the published prefix
+  std::vector<uint32_t> blocks;     // block ids in token order; these are the table entries (a granule is one block)
+  int32_t num_tokens = 0;           // slots reserved so far
+  int32_t num_published = 0;        // leading blocks that are in the prefix tree (or were found there)
+  ChainHash chain;                  // hash of the published prefix
   uint32_t tail_node = UINT32_MAX;  // prefix-tree node of the last published block
 };
 
@@ -66,14 +67,16 @@ class KvCache {
   KvCache(const KvCache&) = delete;
   KvCache& operator=(const KvCache&) = delete;
 
-  // Fills an empty `kv` with the longest cached prefix of `tokens` under `salt` and returns its length in tokens: a multiple of block_tokens,
-  // at most max_tokens (callers pass size - 1, so that at least one token is computed for its logits). `count` says whether the
-  // statistics see it (resuming after preemption does not count).
-  int32_t Match(std::span<const int32_t> tokens, std::span<const std::byte, 32> salt, int32_t max_tokens, bool count, SequenceKv& kv);
+  // Fills an empty `kv` with the longest cached prefix of `tokens` under `salt` and returns its length in tokens: a multiple of
+  // block_tokens, at most max_tokens (callers pass size - 1, so that at least one token is computed for its logits). `count` says
+  // whether the statistics see it (resuming after preemption does not count).
+  int32_t Match(std::span<const int32_t> tokens, std::span<const std::byte, 32> salt, int32_t max_tokens, bool count,
+                SequenceKv& kv);
   // The length Match would return, changing nothing (for policies and admission).
   int32_t Peek(std::span<const int32_t> tokens, std::span<const std::byte, 32> salt, int32_t max_tokens) const;
 
-  // Reserves slots up to num_tokens in total; slots [first_write, num_tokens) are about to be written. False: not enough blocks, nothing changed.
+  // Reserves slots up to num_tokens in total; slots [first_write, num_tokens) are about to be written. False: not enough blocks,
+  // nothing changed.
   bool Grow(SequenceKv& kv, int32_t num_tokens, int32_t first_write, std::vector<BlockCopy>& copies);
   // True if Grow would succeed for `blocks` more blocks.
   bool CanAllocate(int64_t blocks) const;

@@ -9,11 +9,15 @@
 namespace kvasir {
 namespace {
 
-ChainHash ToChainHash(XXH128_hash_t h) { return {h.low64, h.high64}; }
+ChainHash ToChainHash(XXH128_hash_t h) {
+  return {h.low64, h.high64};
+}
 
 }  // namespace
 
-size_t PrefixTree::SaltHash::operator()(const Salt& salt) const { return XXH3_64bits(salt.data(), salt.size()); }
+size_t PrefixTree::SaltHash::operator()(const Salt& salt) const {
+  return XXH3_64bits(salt.data(), salt.size());
+}
 
 PrefixTree::PrefixTree(int64_t num_blocks, int block_tokens, std::string fingerprint, int hash_bits)
     : block_tokens_(block_tokens), fingerprint_(std::move(fingerprint)), hash_bits_(hash_bits) {
@@ -35,7 +39,8 @@ ChainHash PrefixTree::RootHash(std::span<const std::byte, 32> salt) const {
 
 ChainHash PrefixTree::Child(const ChainHash& parent, const int32_t* tokens) const {
   // The parent's hash is both seed and, through its upper half, secret-like mixing: 128 bits of the parent enter the child.
-  const XXH128_hash_t h = XXH3_128bits_withSeed(tokens, sizeof(int32_t) * size_t(block_tokens_), parent.low ^ std::rotl(parent.high, 32));
+  const XXH128_hash_t h =
+      XXH3_128bits_withSeed(tokens, sizeof(int32_t) * size_t(block_tokens_), parent.low ^ std::rotl(parent.high, 32));
   return Weaken({h.low64 + parent.high, h.high64 ^ parent.low});
 }
 
@@ -169,12 +174,14 @@ Status PrefixTree::Check() const {
       ++root_children[node.parent & ~kRootBit];
     } else {
       if (!nodes_[node.parent].in_tree) return Internal("block {} outlives its parent {}", b, node.parent);
-      if (!node.evictable && nodes_[node.parent].evictable) return Internal("block {} is held but its parent {} is not", b, node.parent);
+      if (!node.evictable && nodes_[node.parent].evictable)
+        return Internal("block {} is held but its parent {} is not", b, node.parent);
       ++children[node.parent];
     }
   }
   for (size_t b = 0; b < nodes_.size(); ++b) {
-    if (children[b] != nodes_[b].children) return Internal("block {} has {} children, not {}", b, children[b], nodes_[b].children);
+    if (children[b] != nodes_[b].children)
+      return Internal("block {} has {} children, not {}", b, children[b], nodes_[b].children);
   }
   for (size_t r = 0; r < roots_.size(); ++r) {
     const auto it = root_of_.find(roots_[r].salt);
@@ -188,7 +195,8 @@ Status PrefixTree::Check() const {
   for (uint32_t b = head_; b != kNone; b = nodes_[b].next) {
     if (!nodes_[b].evictable || ++listed > evictable_) return Internal("the order of eviction is torn at block {}", b);
     passed[b] = 1;
-    if (!(nodes_[b].parent & kRootBit) && passed[nodes_[b].parent]) return Internal("block {} would be evicted after its parent", b);
+    if (!(nodes_[b].parent & kRootBit) && passed[nodes_[b].parent])
+      return Internal("block {} would be evicted after its parent", b);
   }
   if (listed != evictable_) return Internal("{} evictable blocks listed, {} counted", listed, evictable_);
   for (const Slot& slot : slots_) slots += slot.block != kNone;

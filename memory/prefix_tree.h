@@ -38,12 +38,13 @@ class PrefixTree {
   uint32_t Find(Cursor& cursor, const int32_t* tokens) const;
   ChainHash Child(const ChainHash& parent, const int32_t* tokens) const;
 
-  // Adds `block` under the cursor and moves the cursor to it. The salt is used when the cursor is at a root that does not exist yet.
+  // Adds `block` under the cursor and moves the cursor to it. The salt is used when the cursor is at a root that does not exist
+  // yet.
   void Insert(Cursor& cursor, const int32_t* tokens, uint32_t block, std::span<const std::byte, 32> salt);
   bool Contains(uint32_t block) const { return nodes_[block].in_tree; }
 
-  void MakeEvictable(uint32_t block);     // its last user left: goes to the most recently used end
-  void MakeUnevictable(uint32_t block);   // it got a user again
+  void MakeEvictable(uint32_t block);    // its last user left: goes to the most recently used end
+  void MakeUnevictable(uint32_t block);  // it got a user again
   // Takes the least recently used block out of the tree, or kNone.
   uint32_t Evict();
 
@@ -85,9 +86,9 @@ class PrefixTree {
   int block_tokens_;
   std::string fingerprint_;
   int hash_bits_;
-  std::vector<Node> nodes_;       // by block id
-  std::vector<int32_t> tokens_;   // [block id, block_tokens]
-  std::vector<Slot> slots_;       // open addressing, linear probing; a power of two, at most half full
+  std::vector<Node> nodes_;      // by block id
+  std::vector<int32_t> tokens_;  // [block id, block_tokens]
+  std::vector<Slot> slots_;      // open addressing, linear probing; a power of two, at most half full
   uint64_t slot_mask_ = 0;
   std::vector<Tenant> roots_;
   std::vector<uint32_t> free_roots_;

@@ -30,54 +30,144 @@ CLI::Option* Env(CLI::Option* option) {
 }
 
 void AddEngineOptions(CLI::App& app, EngineOptions& o) {
-  Env(app.add_option("--model,-m", o.model, "Model folder in Hugging Face layout (config.json, *.safetensors, tokenizer.json)"))->group("Model");
-  Env(app.add_option("--device", o.device, "Where to compute"))->check(CLI::IsMember({"auto", "cpu", "cuda", "reference"}))->capture_default_str()->group("Model");
-  Env(app.add_option("--threads,-t", o.threads, "Compute threads; 0 = all the process may use"))->check(CLI::Range(0, 1024))->capture_default_str()->group("Model");
+  Env(app.add_option("--model,-m", o.model, "Model folder in Hugging Face layout (config.json, *.safetensors, tokenizer.json)"))
+      ->group("Model");
+  Env(app.add_option("--device", o.device, "Where to compute"))
+      ->check(CLI::IsMember({"auto", "cpu", "cuda", "reference"}))
+      ->capture_default_str()
+      ->group("Model");
+  Env(app.add_option("--threads,-t", o.threads, "Compute threads; 0 = all the process may use"))
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str()
+      ->group("Model");
   const auto dtypes = CLI::IsMember({"auto", "float32", "float16", "bfloat16", "float", "half", "bf16", "fp16", "fp32"});
   Env(app.add_option("--dtype", o.dtype, "Weights; auto = as stored"))->check(dtypes)->capture_default_str()->group("Model");
-  Env(app.add_option("--kv-cache-dtype", o.kv_cache_dtype, "KV cache; auto = as the weights"))->check(dtypes)->capture_default_str()->group("KV cache");
-  Env(app.add_option("--max-model-len,--ctx-size,-c", o.max_model_len, "Longest prompt + answer; 0 = the model's own"))->transform(Size())->capture_default_str()->group("Model");
-  Env(app.add_option("--generation-config", o.generation_config, "auto = sampling defaults of generation_config.json; vllm = neutral ones"))->check(CLI::IsMember({"auto", "vllm"}))->capture_default_str()->group("Model");
-  Env(app.add_option("--chat-template", o.chat_template, "File with a Jinja chat template instead of the model's"))->check(CLI::ExistingFile)->group("Model");
-  Env(app.add_option("--seed", o.seed, "Seed of requests that give none; 0 = a new one each"))->capture_default_str()->group("Model");
-  Env(app.add_option("--max-num-batched-tokens", o.max_num_batched_tokens, "Tokens computed per step"))->transform(Size())->check(CLI::Range(int64_t{1}, int64_t{1} << 20))->capture_default_str()->group("Scheduler");
-  Env(app.add_option("--max-num-seqs,--parallel", o.max_num_seqs, "Sequences running at once"))->transform(Size())->check(CLI::Range(int64_t{1}, int64_t{65536}))->capture_default_str()->group("Scheduler");
-  Env(app.add_option("--max-waiting-requests", o.max_waiting_requests, "Queue length; beyond it clients get 429"))->transform(Size())->check(CLI::Range(int64_t{1}, int64_t{1} << 24))->capture_default_str()->group("Scheduler");
-  Env(app.add_option("--long-prefill-token-threshold", o.long_prefill_token_threshold, "Largest share of a step one prompt may take; 0 = all"))->transform(Size())->check(CLI::Range(int64_t{0}, int64_t{1} << 20))->capture_default_str()->group("Scheduler");
-  Env(app.add_option("--scheduling-policy", o.scheduling_policy, "Order of waiting requests"))->check(CLI::IsMember({"fcfs", "priority"}))->capture_default_str()->group("Scheduler");
-  Env(app.add_flag("--reserve-to-finish", o.reserve_to_finish, "Admit only what can finish without preemption"))->group("Scheduler");
-  Env(app.add_option("--block-size", o.block_size, "Tokens per KV block"))->check(CLI::Range(int64_t{1}, int64_t{256}))->capture_default_str()->group("KV cache");
-  Env(app.add_option("--num-gpu-blocks-override,--num-blocks", o.num_blocks, "Blocks of the device's KV pool (also on CPU); 0 = from memory"))->transform(Size())->check(CLI::Range(int64_t{0}, int64_t{1} << 30))->capture_default_str()->group("KV cache");
-  Env(app.add_option("--kv-cache-memory-bytes", o.kv_cache_memory_bytes, "Memory for KV; 0 = chosen from what is free"))->transform(Size())->check(CLI::Range(int64_t{0}, int64_t{1} << 50))->capture_default_str()->group("KV cache");
-  Env(app.add_flag("--enable-prefix-caching,!--no-enable-prefix-caching", o.enable_prefix_caching, "Reuse KV of equal prefixes (on by default)"))->group("KV cache");
-  Env(app.add_flag("--check-invariants", o.check_invariants, "Verify the KV cache after every step (slow; for debugging)"))->group("KV cache");
+  Env(app.add_option("--kv-cache-dtype", o.kv_cache_dtype, "KV cache; auto = as the weights"))
+      ->check(dtypes)
+      ->capture_default_str()
+      ->group("KV cache");
+  Env(app.add_option("--max-model-len,--ctx-size,-c", o.max_model_len, "Longest prompt + answer; 0 = the model's own"))
+      ->transform(Size())
+      ->capture_default_str()
+      ->group("Model");
+  Env(app.add_option("--generation-config", o.generation_config,
+                     "auto = sampling defaults of generation_config.json; vllm = neutral ones"))
+      ->check(CLI::IsMember({"auto", "vllm"}))
+      ->capture_default_str()
+      ->group("Model");
+  Env(app.add_option("--chat-template", o.chat_template, "File with a Jinja chat template instead of the model's"))
+      ->check(CLI::ExistingFile)
+      ->group("Model");
+  Env(app.add_option("--seed", o.seed, "Seed of requests that give none; 0 = a new one each"))
+      ->capture_default_str()
+      ->group("Model");
+  Env(app.add_option("--max-num-batched-tokens", o.max_num_batched_tokens, "Tokens computed per step"))
+      ->transform(Size())
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))
+      ->capture_default_str()
+      ->group("Scheduler");
+  Env(app.add_option("--max-num-seqs,--parallel", o.max_num_seqs, "Sequences running at once"))
+      ->transform(Size())
+      ->check(CLI::Range(int64_t{1}, int64_t{65536}))
+      ->capture_default_str()
+      ->group("Scheduler");
+  Env(app.add_option("--max-waiting-requests", o.max_waiting_requests, "Queue length; beyond it clients get 429"))
+      ->transform(Size())
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 24))
+      ->capture_default_str()
+      ->group("Scheduler");
+  Env(app.add_option("--long-prefill-token-threshold", o.long_prefill_token_threshold,
+                     "Largest share of a step one prompt may take; 0 = all"))
+      ->transform(Size())
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 20))
+      ->capture_default_str()
+      ->group("Scheduler");
+  Env(app.add_option("--scheduling-policy", o.scheduling_policy, "Order of waiting requests"))
+      ->check(CLI::IsMember({"fcfs", "priority"}))
+      ->capture_default_str()
+      ->group("Scheduler");
+  Env(app.add_flag("--reserve-to-finish", o.reserve_to_finish, "Admit only what can finish without preemption"))
+      ->group("Scheduler");
+  Env(app.add_option("--block-size", o.block_size, "Tokens per KV block"))
+      ->check(CLI::Range(int64_t{1}, int64_t{256}))
+      ->capture_default_str()
+      ->group("KV cache");
+  Env(app.add_option("--num-gpu-blocks-override,--num-blocks", o.num_blocks,
+                     "Blocks of the device's KV pool (also on CPU); 0 = from memory"))
+      ->transform(Size())
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 30))
+      ->capture_default_str()
+      ->group("KV cache");
+  Env(app.add_option("--kv-cache-memory-bytes", o.kv_cache_memory_bytes, "Memory for KV; 0 = chosen from what is free"))
+      ->transform(Size())
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 50))
+      ->capture_default_str()
+      ->group("KV cache");
+  Env(app.add_flag("--enable-prefix-caching,!--no-enable-prefix-caching", o.enable_prefix_caching,
+                   "Reuse KV of equal prefixes (on by default)"))
+      ->group("KV cache");
+  Env(app.add_flag("--check-invariants", o.check_invariants, "Verify the KV cache after every step (slow; for debugging)"))
+      ->group("KV cache");
 }
 
 void AddServeOptions(CLI::App& app, ServeOptions& o) {
   app.add_option("model_positional", o.engine.model, "Model folder, as --model")->group("");
   AddEngineOptions(app, o.engine);
-  Env(app.add_option("--host", o.host, "Address to listen on; 0.0.0.0 = all (needs API keys or --insecure-no-auth)"))->capture_default_str()->group("Server");
-  Env(app.add_option("--port", o.port, "HTTP port; 0 = any free one"))->check(CLI::Range(0, 65535))->capture_default_str()->group("Server");
-  Env(app.add_option("--grpc-port", o.grpc_port, "gRPC port; 0 = any free one, -1 = no gRPC"))->check(CLI::Range(-1, 65535))->capture_default_str()->group("Server");
-  app.add_option("--served-model-name,--alias,-a", o.served_model_names, "Names clients may use; default: the folder's name")->group("Server");
-  app.add_option("--api-key", o.api_keys, "Key clients must send (repeatable; visible in the process list: prefer --api-key-file or VLLM_API_KEY)")->group("Server");
+  Env(app.add_option("--host", o.host, "Address to listen on; 0.0.0.0 = all (needs API keys or --insecure-no-auth)"))
+      ->capture_default_str()
+      ->group("Server");
+  Env(app.add_option("--port", o.port, "HTTP port; 0 = any free one"))
+      ->check(CLI::Range(0, 65535))
+      ->capture_default_str()
+      ->group("Server");
+  Env(app.add_option("--grpc-port", o.grpc_port, "gRPC port; 0 = any free one, -1 = no gRPC"))
+      ->check(CLI::Range(-1, 65535))
+      ->capture_default_str()
+      ->group("Server");
+  app.add_option("--served-model-name,--alias,-a", o.served_model_names, "Names clients may use; default: the folder's name")
+      ->group("Server");
+  app.add_option("--api-key", o.api_keys,
+                 "Key clients must send (repeatable; visible in the process list: prefer --api-key-file or VLLM_API_KEY)")
+      ->group("Server");
   Env(app.add_option("--api-key-file", o.api_key_file, "File with one key per line"))->group("Server");
   Env(app.add_flag("--insecure-no-auth", o.insecure_no_auth, "Allow a non-loopback --host without API keys"))->group("Server");
   app.add_option("--allowed-origins", o.allowed_origins, "CORS origins")->capture_default_str()->group("Server");
-  Env(app.add_option("--io-threads", o.io_threads, "Threads for HTTP"))->check(CLI::Range(1, 64))->capture_default_str()->group("Server");
-  Env(app.add_option("--max-logprobs", o.max_logprobs, "Most alternatives a request may ask for"))->check(CLI::Range(int64_t{0}, int64_t{1000}))->capture_default_str()->group("Server");
-  Env(app.add_option("--max-connections", o.max_connections, "Open HTTP connections"))->transform(Size())->check(CLI::Range(int64_t{1}, int64_t{1} << 20))->capture_default_str()->group("Server");
-  Env(app.add_option("--max-body-bytes", o.max_body_bytes, "Largest request body"))->transform(Size())->check(CLI::Range(int64_t{1024}, int64_t{1} << 31))->capture_default_str()->group("Server");
-  Env(app.add_option("--drain-timeout", o.drain_timeout_seconds, "Seconds open requests get after SIGTERM"))->check(CLI::Range(int64_t{0}, int64_t{86400}))->capture_default_str()->group("Server");
-  Env(app.add_flag("--grpc-reflection,!--no-grpc-reflection", o.grpc_reflection, "Serve gRPC reflection (on by default)"))->group("Server");
+  Env(app.add_option("--io-threads", o.io_threads, "Threads for HTTP"))
+      ->check(CLI::Range(1, 64))
+      ->capture_default_str()
+      ->group("Server");
+  Env(app.add_option("--max-logprobs", o.max_logprobs, "Most alternatives a request may ask for"))
+      ->check(CLI::Range(int64_t{0}, int64_t{1000}))
+      ->capture_default_str()
+      ->group("Server");
+  Env(app.add_option("--max-connections", o.max_connections, "Open HTTP connections"))
+      ->transform(Size())
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))
+      ->capture_default_str()
+      ->group("Server");
+  Env(app.add_option("--max-body-bytes", o.max_body_bytes, "Largest request body"))
+      ->transform(Size())
+      ->check(CLI::Range(int64_t{1024}, int64_t{1} << 31))
+      ->capture_default_str()
+      ->group("Server");
+  Env(app.add_option("--drain-timeout", o.drain_timeout_seconds, "Seconds open requests get after SIGTERM"))
+      ->check(CLI::Range(int64_t{0}, int64_t{86400}))
+      ->capture_default_str()
+      ->group("Server");
+  Env(app.add_flag("--grpc-reflection,!--no-grpc-reflection", o.grpc_reflection, "Serve gRPC reflection (on by default)"))
+      ->group("Server");
   Env(app.add_flag("--disable-log-stats", o.disable_log_stats, "No statistics line every few seconds"))->group("Server");
   Env(app.add_flag("--enable-log-requests", o.enable_log_requests, "Log every request (never its text)"))->group("Server");
-  Env(app.add_option("--log-level", o.log_level, "Log level"))->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}))->capture_default_str()->group("Server");
+  Env(app.add_option("--log-level", o.log_level, "Log level"))
+      ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}))
+      ->capture_default_str()
+      ->group("Server");
   app.add_flag("--check-config", o.check_config, "Print the effective configuration and exit")->group("Server");
   app.add_option("--config", "YAML file with these options (without the dashes)")->group("Server");
   // Flags of other servers whose meaning is always on here: accepted so that a pasted command works.
   static bool always_on = true;
-  for (const char* name : {"--enable-chunked-prefill", "--enable-prompt-tokens-details", "--enable-request-id-headers", "--jinja", "--metrics"}) {
+  for (const char* name :
+       {"--enable-chunked-prefill", "--enable-prompt-tokens-details", "--enable-request-id-headers", "--jinja", "--metrics"}) {
     app.add_flag(name, always_on)->group("");
   }
   static int one = 1;
@@ -90,7 +180,10 @@ void AddGenerateOptions(CLI::App& app, GenerateOptions& o) {
   app.add_option("--prompt-file,-f", o.prompt_file, "File with the text; - = standard input")->group("Request");
   app.add_option("--token-ids", o.token_ids, "Token ids instead of text: 1,2,3")->group("Request");
   app.add_flag("--chat", o.chat, "Treat the prompt as a user's message")->group("Request");
-  app.add_option("--max-tokens,-n", o.max_tokens, "Tokens to generate")->transform(Size())->capture_default_str()->group("Request");
+  app.add_option("--max-tokens,-n", o.max_tokens, "Tokens to generate")
+      ->transform(Size())
+      ->capture_default_str()
+      ->group("Request");
   app.add_option("--temperature", o.temperature, "0 = greedy")->capture_default_str()->group("Request");
   app.add_option("--top-p", o.top_p, "Nucleus")->capture_default_str()->group("Request");
   app.add_option("--top-k", o.top_k, "0 = off")->capture_default_str()->group("Request");
@@ -105,13 +198,17 @@ void AddBenchOptions(CLI::App& app, BenchOptions& o) {
   app.add_option("what", o.what, "What to measure: engine")->required()->check(CLI::IsMember({"engine"}));
   app.add_option("--batch", o.batches, "Sequences decoded at once")->delimiter(',')->capture_default_str()->group("Bench");
   app.add_option("--prompt-tokens", o.prompt_tokens, "Prompt length")->transform(Size())->capture_default_str()->group("Bench");
-  app.add_option("--decode-tokens", o.decode_tokens, "Tokens to decode")->transform(Size())->capture_default_str()->group("Bench");
+  app.add_option("--decode-tokens", o.decode_tokens, "Tokens to decode")
+      ->transform(Size())
+      ->capture_default_str()
+      ->group("Bench");
   app.add_flag("--null-model", o.null_model, "Only the engine's own cost, with a model that computes nothing")->group("Bench");
   app.add_flag("--json", o.json, "One JSON line per case")->group("Bench");
 }
 
 // Flags with '_' for '-' and "--flag=value" are made regular; unknown ones are reported with the nearest name.
-Status NormalizeFlags(const CLI::App& app, std::vector<std::string>& arguments, bool ignore_unknown, std::vector<std::string>& warnings) {
+Status NormalizeFlags(const CLI::App& app, std::vector<std::string>& arguments, bool ignore_unknown,
+                      std::vector<std::string>& warnings) {
   std::vector<std::string> known;
   for (const CLI::Option* option : app.get_options()) {
     for (const std::string& name : option->get_lnames()) known.push_back("--" + name);
@@ -149,7 +246,8 @@ std::optional<std::string> TakeFlag(std::vector<std::string>& arguments, std::st
     } else if (argument == flag && !has_value) {
       value = "";
       used = 1;
-    } else if (has_value && argument.size() > flag.size() && argument.compare(0, flag.size(), flag) == 0 && argument[flag.size()] == '=') {
+    } else if (has_value && argument.size() > flag.size() && argument.compare(0, flag.size(), flag) == 0 &&
+               argument[flag.size()] == '=') {
       value = argument.substr(flag.size() + 1);
       used = 1;
     }
@@ -184,7 +282,8 @@ Status CheckServe(ServeOptions& o) {
 }
 
 Status CheckModel(const EngineOptions& o, std::string_view command) {
-  if (o.model.empty()) return InvalidArgument("--model is missing: kvasir {} --model DIR (a folder with config.json and *.safetensors)", command);
+  if (o.model.empty())
+    return InvalidArgument("--model is missing: kvasir {} --model DIR (a folder with config.json and *.safetensors)", command);
   return OkStatus();
 }
 
@@ -266,7 +365,8 @@ StatusOr<CommandLine> ParseCommandLine(std::vector<std::string> arguments) {
     AddBenchOptions(app, line.bench);
   } else {
     const std::string nearest = NearestName(command, {"serve", "generate", "bench", "version", "help"});
-    return InvalidArgument("unknown command '{}'{}", command, nearest.empty() ? ": see 'kvasir --help'" : ": did you mean '" + nearest + "'?");
+    return InvalidArgument("unknown command '{}'{}", command,
+                           nearest.empty() ? ": see 'kvasir --help'" : ": did you mean '" + nearest + "'?");
   }
   const bool ignore_unknown = TakeFlag(arguments, "--ignore-unknown-flags", false).has_value();
   KVASIR_RETURN_IF_ERROR(NormalizeFlags(app, arguments, ignore_unknown, line.warnings));
@@ -280,7 +380,8 @@ StatusOr<CommandLine> ParseCommandLine(std::vector<std::string> arguments) {
     KVASIR_RETURN_IF_ERROR(CheckServe(line.serve));
   }
   if (line.command == CommandLine::Command::kGenerate) KVASIR_RETURN_IF_ERROR(CheckModel(line.generate.engine, "generate"));
-  if (line.command == CommandLine::Command::kBench && !line.bench.null_model) KVASIR_RETURN_IF_ERROR(CheckModel(line.bench.engine, "bench engine"));
+  if (line.command == CommandLine::Command::kBench && !line.bench.null_model)
+    KVASIR_RETURN_IF_ERROR(CheckModel(line.bench.engine, "bench engine"));
   return line;
 }
 

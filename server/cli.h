@@ -1,6 +1,6 @@
-// The command line: flags, environment and config file become plain option structs. Names are vLLM's where vLLM has them; '_' and '-'
-// are alike; sizes may be written 32k or 4GiB. Order of precedence: flag, environment (KVASIR_PORT for --port), --config file, default.
-// A name that does not exist is an error with the nearest match. Used by main only.
+// The command line: flags, environment and config file become plain option structs. Names are vLLM's where vLLM has them; '_' and
+// '-' are alike; sizes may be written 32k or 4GiB. Order of precedence: flag, environment (KVASIR_PORT for --port), --config
+// file, default. A name that does not exist is an error with the nearest match. Used by main only.
 #pragma once
 
 #include <cstdint>
@@ -16,32 +16,32 @@ namespace kvasir {
 // What is loaded and how it runs: shared by serve, generate and bench engine.
 struct EngineOptions {
   std::string model;
-  std::string device = "auto";         // auto | cpu | reference | cuda
-  int threads = 0;                     // 0 = all the process may use
-  std::string dtype = "auto";          // auto | float32 | float16 | bfloat16
-  std::string kv_cache_dtype = "auto"; // auto | float32 | float16 | bfloat16
-  int64_t max_model_len = 0;           // 0 = the model's own
+  std::string device = "auto";          // auto | cpu | reference | cuda
+  int threads = 0;                      // 0 = all the process may use
+  std::string dtype = "auto";           // auto | float32 | float16 | bfloat16
+  std::string kv_cache_dtype = "auto";  // auto | float32 | float16 | bfloat16
+  int64_t max_model_len = 0;            // 0 = the model's own
   int64_t max_num_batched_tokens = 512;
   int64_t max_num_seqs = 256;
   int64_t max_waiting_requests = 1024;
   int64_t long_prefill_token_threshold = 0;
   int64_t block_size = 16;
-  int64_t num_blocks = 0;              // --num-gpu-blocks-override; 0 = from memory
-  int64_t kv_cache_memory_bytes = 0;   // 0 = chosen from what the machine has
+  int64_t num_blocks = 0;             // --num-gpu-blocks-override; 0 = from memory
+  int64_t kv_cache_memory_bytes = 0;  // 0 = chosen from what the machine has
   bool enable_prefix_caching = true;
   std::string scheduling_policy = "fcfs";  // fcfs | priority
   bool reserve_to_finish = false;
   bool check_invariants = false;
   std::string generation_config = "auto";  // auto = the folder's generation_config.json; vllm = neutral defaults
-  std::string chat_template;           // a file; empty = the model's own
-  uint64_t seed = 0;                   // for requests that give none; 0 = drawn anew for each
+  std::string chat_template;               // a file; empty = the model's own
+  uint64_t seed = 0;                       // for requests that give none; 0 = drawn anew for each
 };
 
 struct ServeOptions {
   EngineOptions engine;
   std::string host = "127.0.0.1";
   int port = 8000;
-  int grpc_port = 8001;                // -1 = no gRPC
+  int grpc_port = 8001;  // -1 = no gRPC
   std::vector<std::string> served_model_names;
   std::vector<std::string> api_keys;
   std::string api_key_file;
@@ -56,32 +56,32 @@ struct ServeOptions {
   bool disable_log_stats = false;
   bool enable_log_requests = false;
   std::string log_level = "info";
-  bool check_config = false;           // print the effective configuration and exit
+  bool check_config = false;  // print the effective configuration and exit
 };
 
 struct GenerateOptions {
   EngineOptions engine;
   std::string prompt;
-  bool chat = false;                   // the prompt is a user message, rendered with the chat template
-  std::string token_ids;               // "1,2,3": instead of a prompt
-  std::string prompt_file;             // - = standard input
+  bool chat = false;        // the prompt is a user message, rendered with the chat template
+  std::string token_ids;    // "1,2,3": instead of a prompt
+  std::string prompt_file;  // - = standard input
   int64_t max_tokens = 128;
   double temperature = 0.0;
   double top_p = 1.0;
   int64_t top_k = 0;
   uint64_t request_seed = 0;
   bool ignore_eos = false;
-  bool json = false;                   // one JSON line: prompt ids, token ids, logprobs, text
+  bool json = false;  // one JSON line: prompt ids, token ids, logprobs, text
   int64_t logprobs = -1;
 };
 
 struct BenchOptions {
   EngineOptions engine;
-  std::string what;                    // "engine"
+  std::string what;  // "engine"
   std::vector<int64_t> batches = {1, 8, 32};
   int64_t prompt_tokens = 256;
   int64_t decode_tokens = 64;
-  bool null_model = false;             // only the engine's own cost
+  bool null_model = false;  // only the engine's own cost
   bool json = false;
 };
 
@@ -90,8 +90,8 @@ struct CommandLine {
   ServeOptions serve;
   GenerateOptions generate;
   BenchOptions bench;
-  std::string help;                    // text to print for kHelp
-  std::vector<std::string> warnings;   // for the log, once it is set up
+  std::string help;                   // text to print for kHelp
+  std::vector<std::string> warnings;  // for the log, once it is set up
 };
 
 // argv without the program's name. InvalidArgument has the remedy; the caller prints it and exits with 2.

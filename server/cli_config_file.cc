@@ -14,7 +14,9 @@ namespace {
 // A YAML bomb of aliases cannot grow here: only a flat map of scalars and lists of scalars is read, and the file is small.
 constexpr uintmax_t kMaxConfigBytes = 1 << 20;
 
-std::string At(const std::string& path, const YAML::Node& node) { return fmt::format("{}:{}", path, node.Mark().line + 1); }
+std::string At(const std::string& path, const YAML::Node& node) {
+  return fmt::format("{}:{}", path, node.Mark().line + 1);
+}
 
 Status Append(const std::string& path, const std::string& key, const YAML::Node& value, std::vector<std::string>& arguments) {
   if (value.IsScalar()) {
@@ -36,7 +38,8 @@ StatusOr<std::vector<std::string>> ArgumentsFromConfigFile(const std::string& pa
   std::error_code error;
   const uintmax_t size = std::filesystem::file_size(path, error);
   if (error) return InvalidArgument("--config {}: {}", path, error.message());
-  if (size > kMaxConfigBytes) return InvalidArgument("--config {}: {} bytes is more than the limit of {}", path, size, kMaxConfigBytes);
+  if (size > kMaxConfigBytes)
+    return InvalidArgument("--config {}: {} bytes is more than the limit of {}", path, size, kMaxConfigBytes);
   std::vector<std::string> known;
   for (const CLI::Option* option : app.get_options()) {
     for (const std::string& name : option->get_lnames()) known.push_back(name);

@@ -1,4 +1,5 @@
-// KvCache: examples that draw the expected tree, then random operations against a model that knows which tokens every block holds.
+// KvCache: examples that draw the expected tree, then random operations against a model that knows which tokens every block
+// holds.
 #include "memory/kv_cache.h"
 
 #include <gtest/gtest.h>
@@ -21,7 +22,9 @@ Salt MakeSalt(int tenant) {
 }
 const Salt kPublic = MakeSalt(0);
 
-KvCacheConfig Config(int64_t blocks, int block_tokens = 4) { return {.num_blocks = blocks, .block_tokens = block_tokens, .fingerprint = "m"}; }
+KvCacheConfig Config(int64_t blocks, int block_tokens = 4) {
+  return {.num_blocks = blocks, .block_tokens = block_tokens, .fingerprint = "m"};
+}
 
 Tokens Iota(int n, int first = 0) {
   Tokens tokens(n);
@@ -41,10 +44,10 @@ int32_t RunPrompt(KvCache& cache, const Tokens& tokens, SequenceKv& kv, const Sa
 TEST(KvCacheTest, FindsWholeBlocksOfAnEarlierPrompt) {
   KvCache cache(Config(16));
   SequenceKv a, b;
-  EXPECT_EQ(RunPrompt(cache, Iota(10), a), 0);    // root - [0..3] - [4..7], and 8 9 in a private block
+  EXPECT_EQ(RunPrompt(cache, Iota(10), a), 0);  // root - [0..3] - [4..7], and 8 9 in a private block
   Tokens other = Iota(12);
   other[9] = 77;
-  EXPECT_EQ(RunPrompt(cache, other, b), 8);       // shares two blocks; its third is [8 77 10 11]
+  EXPECT_EQ(RunPrompt(cache, other, b), 8);  // shares two blocks; its third is [8 77 10 11]
   EXPECT_EQ(a.blocks[0], b.blocks[0]);
   EXPECT_EQ(a.blocks[1], b.blocks[1]);
   EXPECT_NE(a.blocks[2], b.blocks[2]);
@@ -102,9 +105,9 @@ TEST(KvCacheTest, SamePromptsComputedAtOnceKeepOneCopy) {
 TEST(KvCacheTest, EvictsTheLeastRecentlyUsedLeafFirst) {
   KvCache cache(Config(4));
   SequenceKv a, b;
-  RunPrompt(cache, Iota(8), a);        // root - [0..3] - [4..7]
+  RunPrompt(cache, Iota(8), a);  // root - [0..3] - [4..7]
   cache.Release(a);
-  RunPrompt(cache, Iota(8, 100), b);   // root - [100..] - [104..]
+  RunPrompt(cache, Iota(8, 100), b);  // root - [100..] - [104..]
   cache.Release(b);
   EXPECT_EQ(cache.Peek(Iota(8), kPublic, 8), 8);
   SequenceKv c;
@@ -177,8 +180,8 @@ TEST(KvCacheDeathTest, MisuseIsOurBug) {
   cache.Release(a);
 }
 
-// The model: what every block really holds, as (salt, position, token), written as a device would write it. Whatever Match returns must hold
-// exactly the prefix asked for.
+// The model: what every block really holds, as (salt, position, token), written as a device would write it. Whatever Match
+// returns must hold exactly the prefix asked for.
 struct Written {
   int tenant = -1;
   int32_t position = -1;
@@ -201,11 +204,16 @@ class Fuzzer {
   void Run(int operations) {
     for (int i = 0; i < operations && !testing::Test::HasFatalFailure(); ++i) {
       const uint64_t op = rng_.Below(10);
-      if (op < 3) Admit();
-      else if (op < 7) Compute();
-      else if (op < 8) ForkOne();
-      else if (op < 9) Finish(rng_.Below(live_.size() + 1));
-      else if (rng_.Chance(0.02)) cache_.DropCached();
+      if (op < 3)
+        Admit();
+      else if (op < 7)
+        Compute();
+      else if (op < 8)
+        ForkOne();
+      else if (op < 9)
+        Finish(rng_.Below(live_.size() + 1));
+      else if (rng_.Chance(0.02))
+        cache_.DropCached();
       CheckAll();
     }
     while (!live_.empty()) Finish(0);
@@ -243,7 +251,8 @@ class Fuzzer {
       return;
     }
     for (const BlockCopy& copy : copies) {
-      for (int i = 0; i < block_tokens_; ++i) slots_[size_t(copy.to) * block_tokens_ + i] = slots_[size_t(copy.from) * block_tokens_ + i];
+      for (int i = 0; i < block_tokens_; ++i)
+        slots_[size_t(copy.to) * block_tokens_ + i] = slots_[size_t(copy.from) * block_tokens_ + i];
     }
     for (int32_t p = seq.computed; p < upto; ++p) {
       slots_[size_t(seq.kv.blocks[p / block_tokens_]) * block_tokens_ + p % block_tokens_] = {

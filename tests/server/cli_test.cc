@@ -12,7 +12,9 @@ namespace {
 
 using testing::HasSubstr;
 
-StatusOr<CommandLine> Parse(std::vector<std::string> arguments) { return ParseCommandLine(std::move(arguments)); }
+StatusOr<CommandLine> Parse(std::vector<std::string> arguments) {
+  return ParseCommandLine(std::move(arguments));
+}
 
 std::string WriteFile(const std::string& name, const std::string& text) {
   const std::string path = testing::TempDir() + name;
@@ -73,7 +75,8 @@ TEST(CliTest, BadValuesNameTheFlag) {
 }
 
 TEST(CliTest, ConfigFileBelowFlags) {
-  const std::string path = WriteFile("ok.yaml", "model: from-file\nport: 9001\nmax_num_seqs: 4\nserved-model-name: [x, y]\nenable-prefix-caching: false\n");
+  const std::string path = WriteFile(
+      "ok.yaml", "model: from-file\nport: 9001\nmax_num_seqs: 4\nserved-model-name: [x, y]\nenable-prefix-caching: false\n");
   const auto line = Parse({"serve", "--config", path, "--port", "9002"});
   ASSERT_TRUE(line.ok()) << line.status();
   EXPECT_EQ(line->serve.engine.model, "from-file");
@@ -85,7 +88,8 @@ TEST(CliTest, ConfigFileBelowFlags) {
 
 TEST(CliTest, ConfigFileErrorsNameTheLine) {
   const std::string typo = WriteFile("typo.yaml", "model: m\nprot: 9001\n");
-  EXPECT_THAT(Message(Parse({"serve", "--config", typo}).status()), HasSubstr("typo.yaml:2: unknown key 'prot': did you mean 'port'?"));
+  EXPECT_THAT(Message(Parse({"serve", "--config", typo}).status()),
+              HasSubstr("typo.yaml:2: unknown key 'prot': did you mean 'port'?"));
   const std::string broken = WriteFile("broken.yaml", "a: [1, 2\n");
   EXPECT_THAT(Message(Parse({"serve", "--config", broken}).status()), HasSubstr("not valid YAML"));
   const std::string nested = WriteFile("nested.yaml", "model: {a: b}\n");
@@ -101,7 +105,8 @@ TEST(CliTest, EnvironmentBelowFlags) {
 }
 
 TEST(CliTest, UnknownFlagsCanBeIgnoredOnRequest) {
-  const auto line = Parse({"serve", "--model", "m", "--enforce-eager", "--swap-space", "4", "--port", "5", "--ignore-unknown-flags"});
+  const auto line =
+      Parse({"serve", "--model", "m", "--enforce-eager", "--swap-space", "4", "--port", "5", "--ignore-unknown-flags"});
   ASSERT_TRUE(line.ok()) << line.status();
   EXPECT_EQ(line->serve.port, 5);
   EXPECT_EQ(line->warnings.size(), 2u);
