@@ -17,14 +17,16 @@
 namespace kvasir {
 
 struct GemmKernels;       // kernels/cpu/gemm.h
-struct AttentionKernels;  // kernels/cpu/attention.h
-struct FusedKernels;      // kernels/cpu/fused.h
+struct AttentionKernels;  // kernels/cpu/attention_kernels.h
+struct FusedKernels;      // kernels/cpu/fused_kernels.h
+struct SampleKernels;     // kernels/cpu/sample_kernels.h
 
 struct CpuKernels {
   const char* name = nullptr;  // "avx512_bf16", "avx512", "avx2", "portable"
   const GemmKernels* gemm = nullptr;
   const AttentionKernels* attention = nullptr;
   const FusedKernels* fused = nullptr;
+  const SampleKernels* sample = nullptr;
 };
 
 // The kernels of a named ISA that this machine can run; nullptr when the name is unknown or the machine cannot.

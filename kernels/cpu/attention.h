@@ -1,0 +1,48 @@
+// Paged attention on the CPU, dense and ragged, prefill and decode, for every KV format. Called by CpuDevice.
+//
+// One work item is (sequence, KV head, a few query rows): all its query heads share each pass over the pages. When there are
+// fewer items than threads want, items are also cut at split boundaries; since splits lie at absolute slots and are always
+// merged in order, a query row's result is bit-identical for any batch, chunk and thread count.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "kernels/cpu/attention_kernels.h"
+#include "kernels/cpu/thread_team.h"
+#include "kernels/device.h"
+
+namespace kvasir {
+
+// Scratch of CpuAttention; grows to the largest call and is then reused.
+class AttentionWorkspace {
+ public:
+  struct Item {
+    AttendTask task;
+    int64_t first_partial = 0;  // in floats
+  };
+
+  std::vector<Item> items;
+  std::vector<int64_t> first_piece;  // prefix sums of pieces per item, when items are split
+  // 64-byte aligned bytes, at least as many as asked; contents are lost when it grows.
+  unsigned char* Threads(size_t bytes) { return Grow(threads_, threads_bytes_, bytes); }
+  float* Partials(size_t floats) { return reinterpret_cast<float*>(Grow(partials_, partials_bytes_, floats * sizeof(float))); }
+
+ private:
+  struct FreeDeleter {
+    void operator()(unsigned char* p) const;
+  };
+  using Buffer = std::unique_ptr<unsigned char[], FreeDeleter>;
+  static unsigned char* Grow(Buffer& buffer, size_t& have, size_t bytes);
+
+  Buffer threads_, partials_;
+  size_t threads_bytes_ = 0, partials_bytes_ = 0;
+};
+
+// Device::Attention. q and out [rows, num_q_heads * head_dim].
+void CpuAttention(const AttentionKernels& kernels, ThreadTeam& team, AttentionWorkspace& workspace, const float* q, int layer,
+                  const AttentionParams& params, std::span<const SequenceSlice> slices, const PagedKv& kv, float* out);
+
+}  // namespace kvasir
