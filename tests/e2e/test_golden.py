@@ -1,0 +1,57 @@
+"""The greedy tokens of every real model equal its golden continuation, through the command line, HTTP and gRPC."""
+import json
+import subprocess
+
+import pytest
+
+from kvasir_server import BIN, MODELS, Server, real_models
+
+FOLDERS = real_models()
+pytestmark = pytest.mark.skipif(not FOLDERS, reason=f"no real models in {MODELS}")
+
+
+def check_ids(ids, prompt, is_float32, what):
+    """A different token is a tie only where the golden margin is below the tolerance of golden.json; after it texts differ."""
+    limit = 0.001 if is_float32 else 0.25
+    for step, (ours, golden) in enumerate(zip(ids, prompt["greedy_ids"])):
+        if ours != golden:
+            margin = prompt["greedy_margins"][step]
+            assert margin < limit, f"{what}: step {step} is {ours}, golden {golden}, margin {margin}"
+            return
+    assert len(ids) == len(prompt["greedy_ids"]), what
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: f.name)
+def test_greedy_tokens(folder):
+    golden = json.loads((folder / "golden.json").read_text())
+    is_float32 = golden["stored_dtype"] == "float32"
+    with Server(folder) as server:
+        for prompt in golden["prompts"]:
+            body = {"prompt": prompt["ids"], "max_tokens": 64, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
+            choice = server.post("/v1/completions", body)["choices"][0]
+            check_ids(choice["token_ids"], prompt, is_float32, f"HTTP {folder.name}")
+            if "text" in prompt and len(prompt["ids"]) > 1:
+                body["prompt"] = prompt["text"] if isinstance(prompt["text"], str) else body["prompt"]
+        for case in golden.get("tokenizer_cases", []):
+            tokens = server.post("/tokenize", {"prompt": case["text"], "add_special_tokens": case.get("add_special_tokens", True)})["tokens"]
+            assert tokens == case["ids"], case
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: f.name)
+def test_greedy_tokens_on_the_command_line(folder):
+    golden = json.loads((folder / "golden.json").read_text())
+    for prompt in golden["prompts"]:
+        ids = ",".join(map(str, prompt["ids"]))
+        out = subprocess.run([BIN, "generate", "--model", str(folder), "--token-ids", ids, "-n", "64", "--ignore-eos", "--json"],
+                             capture_output=True, text=True, check=True).stdout
+        check_ids(json.loads(out)["token_ids"], prompt, golden["stored_dtype"] == "float32", f"generate {folder.name}")
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: f.name)
+def test_greedy_tokens_over_grpc(folder):
+    grpc_client = pytest.importorskip("kvasir_grpc", reason="grpcio is not installed")
+    golden = json.loads((folder / "golden.json").read_text())
+    with Server(folder) as server, grpc_client.connect(server.grpc_port) as client:
+        for prompt in golden["prompts"]:
+            ids = client.generate_ids(prompt["ids"], max_tokens=64)
+            check_ids(ids, prompt, golden["stored_dtype"] == "float32", f"gRPC {folder.name}")
