@@ -20,6 +20,10 @@ elseif(KVASIR_SANITIZE STREQUAL "thread")
   target_link_options(kvasir_flags INTERFACE -fsanitize=thread)
 endif()
 
+if(KVASIR_FUZZ)
+  target_compile_options(kvasir_flags INTERFACE -fsanitize=fuzzer-no-link)
+endif()
+
 # ccache and mold where they are: they only make the build faster.
 find_program(KVASIR_CCACHE ccache)
 if(KVASIR_CCACHE)
