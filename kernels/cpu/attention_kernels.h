@@ -53,10 +53,10 @@ struct AttendTask {
   unsigned char* workspace = nullptr;  // AttendWorkspaceBytes, 64-byte aligned, one per thread
 };
 
-constexpr int PaddedHeadDim(int head_dim) { return (head_dim + 15) / 16 * 16; }
+static constexpr int PaddedHeadDim(int head_dim) { return (head_dim + 15) / 16 * 16; }
 // One query's (max, sum, accumulator), padded to whole cache lines.
-constexpr int64_t AttendPartialFloats(int queries, int head_dim) { return int64_t(queries) * (PaddedHeadDim(head_dim) + 16); }
-constexpr size_t AttendWorkspaceBytes(int queries, int head_dim) {
+static constexpr int64_t AttendPartialFloats(int queries, int head_dim) { return int64_t(queries) * (PaddedHeadDim(head_dim) + 16); }
+static constexpr size_t AttendWorkspaceBytes(int queries, int head_dim) {
   const size_t padded = size_t(PaddedHeadDim(head_dim));
   return 4 * (size_t(queries) * (3 * padded + 3 * 16) + 2 * 4 * kStepSlots + 2 * kStepSlots * padded) + 1024;
 }
