@@ -36,8 +36,8 @@ class ThreadTeam {
     RunErased([](const void* context, int worker) { (*static_cast<Fn*>(const_cast<void*>(context)))(worker); }, &fn);
   }
 
-  // Calls fn(begin, end, worker) over [0, items) cut in pieces of `grain` (the last of a share may be shorter). Each worker starts with its own
-  // contiguous share, in order; who is done helps the others. No more than one piece: runs on the caller, nobody is woken.
+  // Calls fn(begin, end, worker) over [0, items) cut in pieces of `grain` (the last one may be shorter). Each worker starts with
+  // its own contiguous share, in order; who is done helps the others. No more than one piece: runs on the caller, nobody is woken.
   // Which worker gets a piece varies; results must not depend on it.
   template <typename F>
   void ParallelFor(int64_t items, int64_t grain, F&& fn) {
@@ -74,6 +74,7 @@ class ThreadTeam {
   void WaitForWorker(Worker& worker, uint32_t generation);
 
   const int size_;
+  const bool spin_;  // false when there are more threads than CPUs: a spinning thread would hold the core another one needs
   std::unique_ptr<Worker[]> workers_;
   std::vector<std::thread> threads_;
 

@@ -1,0 +1,61 @@
+// The Device of the CPU backend: host memory, packed weights, and the kernels of one ISA run by one thread team. The ops
+// themselves are in gemm, attention, fused and sample; this file only joins them. Made by MakeCpuDevice (kernels/device.h);
+// the class is visible for tests and benchmarks.
+//
+// An op takes no heap memory once it has seen its largest shape.
+#pragma once
+
+#include "kernels/cpu/attention.h"
+#include "kernels/cpu/attention.h"
+#include "kernels/cpu/gemm.h"
+#include "kernels/cpu/host_memory.h"
+#include "kernels/cpu/isa.h"
+#include "kernels/cpu/sample.h"
+#include "kernels/cpu/sample.h"
+#include "kernels/cpu/thread_team.h"
+#include "kernels/device.h"
+
+namespace kvasir {
+
+class CpuDevice final : public Device {
+ public:
+  CpuDevice(const CpuKernels& kernels, int threads) : kernels_(kernels), team_(threads) {}
+
+  DeviceInfo Info() const override;
+
+  StatusOr<void*> Allocate(size_t bytes, std::string_view what) override;
+  void Free(void* buffer) override;
+  void CopyToDevice(void* dst, const void* host, size_t bytes) override;
+  void CopyToHost(void* host, const void* src, size_t bytes) override;
+  void CopyOnDevice(void* dst, const void* src, size_t bytes) override;
+  Status Synchronize() override;
+
+  StatusOr<Weight> PackLinear(std::span<const HostMatrix> parts, DType dtype) override;
+  StatusOr<Weight> PackEmbedding(const HostMatrix& table, DType dtype) override;
+  StatusOr<Weight> PackVector(std::span<const HostMatrix> parts) override;
+
+  void Embed(const Weight& table, std::span<const int32_t> ids, float* out) override;
+  void AddRmsNorm(float* residual, const float* delta, const Weight& weight, float eps, int rows, float* out) override;
+  void Linear(const float* in, int rows, const Weight& weight, const Weight* bias, float* out) override;
+  void RopeAppend(const float* qkv, std::span<const int32_t> positions, const RopeTable& rope, int num_q_heads, int layer,
+                  std::span<const SequenceSlice> slices, const PagedKv& kv, float* q_out) override;
+  void Attention(const float* q, int layer, const AttentionParams& params, std::span<const SequenceSlice> slices, const PagedKv& kv,
+                 float* out) override;
+  void GatedSilu(const float* gate_up, int rows, int width, float* out) override;
+  void GatherRows(const float* in, std::span<const int32_t> row_ids, int width, float* out) override;
+  void Sample(const float* logits, int vocab, std::span<const SampleRow> rows, std::span<SampleResult> results) override;
+  void ScoreTokens(const float* logits, int vocab, std::span<const int32_t> tokens, std::span<const int32_t> num_top,
+                   std::span<SampleResult> results) override;
+
+  ThreadTeam& team() { return team_; }
+
+ private:
+  const CpuKernels& kernels_;
+  ThreadTeam team_;
+  HostMemory memory_;
+  GemmScratch gemm_scratch_;
+  AttentionWorkspace attention_workspace_;
+  SampleWorkspace sample_workspace_;
+};
+
+}  // namespace kvasir

@@ -1,0 +1,141 @@
+#include "kernels/cpu/pack.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "kernels/cpu/gemm_kernels.h"
+#include "kernels/status.h"
+
+namespace kvasir {
+namespace {
+
+constexpr int kChunk = 64;  // elements of a row converted at once; even
+
+// The conversions of tensor.h, inline so that the loops below vectorize; pack_test holds them to be equal.
+void BF16ToFloat(const uint16_t* src, int64_t count, float* dst) {
+  for (int64_t i = 0; i < count; ++i) dst[i] = std::bit_cast<float>(uint32_t{src[i]} << 16);
+}
+
+void FloatToBF16(const float* src, int64_t count, uint16_t* dst) {
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t u = std::bit_cast<uint32_t>(src[i]);
+    const uint32_t rounded = (u + 0x7fffu + (u >> 16 & 1)) >> 16, quiet = u >> 16 | 0x40;
+    dst[i] = uint16_t((u & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
+  }
+}
+
+// count <= kChunk elements from src (unaligned) to dst. Equal types are copied bit by bit.
+void ConvertChunk(const std::byte* src, DType from, int64_t count, DType to, void* dst) {
+  if (from == to) {
+    std::memcpy(dst, src, size_t(count) * SizeOf(to));
+    return;
+  }
+  alignas(64) float values[kChunk];
+  alignas(64) uint16_t bits[kChunk];
+  if (from == DType::kF32) {
+    std::memcpy(values, src, size_t(count) * sizeof(float));
+  } else {
+    std::memcpy(bits, src, size_t(count) * sizeof(uint16_t));
+    if (from == DType::kBF16) {
+      BF16ToFloat(bits, count, values);
+    } else {
+      for (int64_t i = 0; i < count; ++i) values[i] = F16ToF32(bits[i]);
+    }
+  }
+  if (to == DType::kF32) {
+    std::memcpy(dst, values, size_t(count) * sizeof(float));
+  } else if (to == DType::kBF16) {
+    FloatToBF16(values, count, static_cast<uint16_t*>(dst));
+  } else {
+    for (int64_t i = 0; i < count; ++i) static_cast<uint16_t*>(dst)[i] = F32ToF16(values[i]);
+  }
+}
+
+// Where row `row` of the stacked parts starts.
+struct RowSource {
+  const std::byte* data = nullptr;
+  DType dtype = DType::kF32;
+};
+
+RowSource FindRow(std::span<const HostMatrix> parts, int64_t row) {
+  for (const HostMatrix& part : parts) {
+    if (row < part.rows) {
+      return {static_cast<const std::byte*>(part.data) + row * part.cols * int64_t(SizeOf(part.dtype)), part.dtype};
+    }
+    row -= part.rows;
+  }
+  KVASIR_CHECK(false, "row {} past the end", row);
+}
+
+// Spreads one chunk of one row (`units` of T: elements, or pairs of bfloat16) over column `column` of a panel.
+template <typename T>
+void Scatter(const void* chunk, int64_t units, void* panel, int64_t first_unit, int column) {
+  const T* from = static_cast<const T*>(chunk);
+  T* to = static_cast<T*>(panel) + first_unit * kPanelColumns + column;
+  for (int64_t i = 0; i < units; ++i) to[i * kPanelColumns] = from[i];
+}
+
+void PackPanel(std::span<const HostMatrix> parts, int64_t first_row, int columns, int64_t k, DType dtype, void* panel) {
+  RowSource rows[kPanelColumns];
+  for (int j = 0; j < columns; ++j) rows[j] = FindRow(parts, first_row + j);
+  alignas(64) std::byte chunk[kChunk * sizeof(float)];
+  for (int64_t i = 0; i < k; i += kChunk) {
+    const int64_t count = std::min<int64_t>(kChunk, k - i);
+    for (int j = 0; j < columns; ++j) {
+      ConvertChunk(rows[j].data + i * int64_t(SizeOf(rows[j].dtype)), rows[j].dtype, count, dtype, chunk);
+      if (dtype == DType::kF32) {
+        Scatter<uint32_t>(chunk, count, panel, i, j);
+      } else if (dtype == DType::kF16) {
+        Scatter<uint16_t>(chunk, count, panel, i, j);
+      } else {
+        if (count % 2 != 0) reinterpret_cast<uint16_t*>(chunk)[count] = 0;
+        Scatter<uint32_t>(chunk, (count + 1) / 2, panel, i / 2, j);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int64_t PanelsOf(int64_t rows) { return (rows + kPanelColumns - 1) / kPanelColumns; }
+
+int64_t PanelBytes(int64_t cols, DType dtype) {
+  const int64_t padded = dtype == DType::kBF16 ? (cols + 1) / 2 * 2 : cols;
+  return padded * kPanelColumns * int64_t(SizeOf(dtype));
+}
+
+void PackPanels(ThreadTeam& team, std::span<const HostMatrix> parts, DType dtype, void* dst) {
+  int64_t rows = 0;
+  for (const HostMatrix& part : parts) rows += part.rows;
+  const int64_t k = parts[0].cols, bytes = PanelBytes(k, dtype);
+  team.ParallelFor(PanelsOf(rows), 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t panel = begin; panel < end; ++panel) {
+      const int64_t first = panel * kPanelColumns;
+      PackPanel(parts, first, int(std::min<int64_t>(kPanelColumns, rows - first)), k, dtype, static_cast<std::byte*>(dst) + panel * bytes);
+    }
+  });
+}
+
+void PackRows(ThreadTeam& team, const HostMatrix& matrix, DType dtype, void* dst) {
+  const auto* src = static_cast<const std::byte*>(matrix.data);
+  const int64_t from = int64_t(SizeOf(matrix.dtype)), to = int64_t(SizeOf(dtype));
+  team.ParallelFor(matrix.rows * matrix.cols, int64_t{1} << 20, [&](int64_t begin, int64_t end, int) {
+    if (matrix.dtype == dtype) {
+      std::memcpy(static_cast<std::byte*>(dst) + begin * to, src + begin * from, size_t((end - begin) * to));
+      return;
+    }
+    for (int64_t i = begin; i < end; i += kChunk) {
+      ConvertChunk(src + i * from, matrix.dtype, std::min<int64_t>(kChunk, end - i), dtype, static_cast<std::byte*>(dst) + i * to);
+    }
+  });
+}
+
+void ToFloat(const void* src, DType dtype, int64_t count, float* dst) {
+  const auto* from = static_cast<const std::byte*>(src);
+  for (int64_t i = 0; i < count; i += kChunk) {
+    ConvertChunk(from + i * int64_t(SizeOf(dtype)), dtype, std::min<int64_t>(kChunk, count - i), DType::kF32, dst + i);
+  }
+}
+
+}  // namespace kvasir
