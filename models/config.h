@@ -17,7 +17,7 @@ struct RopeScaling {
   enum class Kind { kNone, kLinear, kDynamic, kLlama3 } kind = Kind::kNone;
   double factor = 1.0;
   double low_freq_factor = 1.0, high_freq_factor = 4.0;  // llama3
-  int64_t original_max_position = 0;                     // llama3, dynamic
+  int64_t original_max_position = 0;                     // llama3; dynamic: the length up to which the plain base holds
 };
 
 struct ModelConfig {
@@ -43,6 +43,8 @@ struct ModelConfig {
   std::optional<int32_t> bos_token_id;
 
   int64_t parameter_count() const;
+  // Longest text the model can be asked to hold: max_position_embeddings, times the factor of linear and dynamic scaling.
+  int64_t max_context() const;
 };
 
 // Sampling defaults of generation_config.json; unset means not given there.

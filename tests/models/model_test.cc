@@ -1,0 +1,192 @@
+// Loading and the forward pass against golden outputs, on every device there is.
+#include "models/model.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "tests/models/model_runner.h"
+
+namespace kvasir {
+namespace {
+
+namespace stdfs = std::filesystem;
+using nlohmann::json;
+
+std::string Slurp(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  std::stringstream text;
+  text << in.rdbuf();
+  return text.str();
+}
+
+struct NamedDevice {
+  std::string name;
+  std::unique_ptr<Device> device;
+  bool exact_f32 = true;
+};
+
+std::unique_ptr<Device> MakeDevice(const std::string& name) {
+  if (name == "reference") return MakeReferenceDevice();
+#ifdef KVASIR_HAVE_CPU_DEVICE
+  auto cpu = MakeCpuDevice({.threads = 2, .isa = name == "cpu" ? "" : name});
+  EXPECT_TRUE(cpu.ok()) << cpu.status();
+  if (cpu.ok()) return std::move(*cpu);
+#endif
+  return nullptr;
+}
+
+std::vector<std::string> DeviceNames() {
+  std::vector<std::string> names = {"reference"};
+#ifdef KVASIR_HAVE_CPU_DEVICE
+  for (const std::string& isa : CpuIsaNames()) names.push_back(isa);
+#endif
+  return names;
+}
+
+std::string SharedModels() {
+  if (const char* dir = std::getenv("KVASIR_TEST_MODELS")) return dir;
+  return KVASIR_SOURCE_DIR "/../shared/models";
+}
+const std::string kTiny = KVASIR_SOURCE_DIR "/tests/data/tiny";
+
+size_t ArgMax(const std::vector<float>& logits) { return std::max_element(logits.begin(), logits.end()) - logits.begin(); }
+
+// -log softmax(logits)[id]
+double Nll(const std::vector<float>& logits, int32_t id) {
+  double max = logits[ArgMax(logits)], sum = 0;
+  for (const float l : logits) sum += std::exp(l - max);
+  return max + std::log(sum) - logits[id];
+}
+
+struct Loaded {
+  std::unique_ptr<Device> device;
+  std::unique_ptr<Model> model;
+};
+
+void LoadOrFail(const std::string& dir, const std::string& device_name, LoadOptions options, Loaded* loaded) {
+  options.max_logits_rows = 1;
+  loaded->device = MakeDevice(device_name);
+  ASSERT_NE(loaded->device, nullptr);
+  auto model = Model::Load(dir, loaded->device.get(), options);
+  ASSERT_TRUE(model.ok()) << model.status();
+  loaded->model = std::move(*model);
+}
+
+class OnDevice : public testing::TestWithParam<std::string> {};
+INSTANTIATE_TEST_SUITE_P(Devices, OnDevice, testing::ValuesIn(DeviceNames()), [](const auto& info) { return info.param; });
+
+struct Tolerance {
+  double logit, nll, tie_margin;
+};
+
+// Greedy continuation of a prompt equals the golden one; from a step whose margin allows a tie on, the golden token is fed.
+void ExpectGreedy(Loaded& loaded, std::vector<int32_t> prompt, const std::vector<int32_t>& golden, const std::vector<double>& margins, double tie_margin,
+                  std::vector<float>* first_logits) {
+  SequenceRunner runner(loaded.model.get(), loaded.device.get(), static_cast<int>(prompt.size() + golden.size()));
+  ASSERT_TRUE(runner.Append(prompt).ok());
+  std::vector<float> logits = runner.Logits(static_cast<int32_t>(prompt.size()) - 1);
+  if (first_logits != nullptr) *first_logits = logits;
+  for (size_t step = 0; step < golden.size(); ++step) {
+    const int32_t token = static_cast<int32_t>(ArgMax(logits));
+    if (margins[step] >= tie_margin) {
+      ASSERT_EQ(token, golden[step]) << "step " << step;
+    }
+    if (step + 1 == golden.size()) break;
+    ASSERT_TRUE(runner.Append({&golden[step], 1}).ok());
+    logits = runner.Logits(0);
+  }
+}
+
+void CheckSharedModel(const std::string& dir, const std::string& device_name) {
+  SCOPED_TRACE(dir);
+  const json golden = json::parse(Slurp(dir + "/golden.json"));
+  Loaded loaded;
+  ASSERT_NO_FATAL_FAILURE(LoadOrFail(dir, device_name, {}, &loaded));
+  const bool f32 = golden["stored_dtype"] == "float32";
+  EXPECT_EQ(Name(loaded.model->config().dtype), golden["stored_dtype"].get<std::string>());
+  EXPECT_EQ(loaded.model->config().eos_token_ids, (std::vector<int32_t>{1, 2}));
+  const Tolerance tolerance = f32 ? Tolerance{0.001, 0.0005, 0.001} : Tolerance{0.35, 0.02, 0.25};
+  for (const json& prompt : golden["prompts"]) {
+    SCOPED_TRACE(prompt["prompt"].get<std::string>());
+    std::vector<float> first;
+    ExpectGreedy(loaded, prompt["prompt_ids"], prompt["greedy_ids"], prompt["greedy_margins"], tolerance.tie_margin, &first);
+    if (testing::Test::HasFatalFailure()) return;
+    for (const json& top : prompt["top10"]) EXPECT_NEAR(first[top["id"].get<size_t>()], top["logit"].get<double>(), tolerance.logit);
+  }
+  const std::vector<int32_t> ids = golden["perplexity"]["ids"];
+  SequenceRunner runner(loaded.model.get(), loaded.device.get(), static_cast<int>(ids.size()));
+  const auto logits = runner.Run(ids, 64);
+  ASSERT_EQ(logits.size(), ids.size());
+  double nll = 0;
+  for (size_t i = 1; i < ids.size(); ++i) nll += Nll(logits[i - 1], ids[i]);
+  EXPECT_NEAR(nll / static_cast<double>(ids.size() - 1), golden["perplexity"]["mean_nll"].get<double>(), tolerance.nll);
+}
+
+TEST_P(OnDevice, TrainedModelsMatchTheirGoldens) {
+  if (!stdfs::is_directory(SharedModels())) GTEST_SKIP() << "no models at " << SharedModels() << "; set KVASIR_TEST_MODELS";
+  int models = 0;
+  for (const auto& entry : stdfs::directory_iterator(SharedModels())) {
+    if (!stdfs::exists(entry.path() / "golden.json")) continue;
+    CheckSharedModel(entry.path(), GetParam());
+    ++models;
+  }
+  EXPECT_GT(models, 0) << SharedModels();
+}
+
+// One golden variant: the prompt object itself, or its "fixed" member.
+void CheckTinyPrompt(Loaded& loaded, const json& prompt, const json& golden, double logit_tolerance, bool check_greedy) {
+  const std::vector<int32_t> ids = prompt["prompt_ids"];
+  SequenceRunner runner(loaded.model.get(), loaded.device.get(), static_cast<int>(ids.size()));
+  const auto logits = runner.Run(ids, ids.size());
+  ASSERT_EQ(logits.size(), ids.size());
+  for (const json& row : golden["logits"]) {
+    const std::vector<double> values = row["values"];
+    const auto& mine = logits[row["position"].get<size_t>()];
+    ASSERT_EQ(values.size(), mine.size());
+    for (size_t i = 0; i < values.size(); ++i) ASSERT_NEAR(mine[i], values[i], logit_tolerance) << "position " << row["position"] << " id " << i;
+  }
+  const std::vector<double> logprobs = golden["prompt_logprobs"];
+  ASSERT_EQ(logprobs.size() + 1, ids.size());
+  for (size_t i = 0; i < logprobs.size(); ++i) EXPECT_NEAR(-Nll(logits[i], ids[i + 1]), logprobs[i], logit_tolerance) << i;
+  if (check_greedy) ExpectGreedy(loaded, ids, golden["greedy_ids"], golden["greedy_margins"], 0, nullptr);
+}
+
+// float32 arithmetic over 16-bit weights is what the goldens are of.
+void CheckTinyModel(const std::string& name, const std::string& device_name) {
+  SCOPED_TRACE(name);
+  const std::string dir = kTiny + "/" + name;
+  const json golden = json::parse(Slurp(dir + "/golden.json"));
+  const bool dynamic = name == "llama-rope-dynamic";
+  Loaded loaded, longer;
+  ASSERT_NO_FATAL_FAILURE(LoadOrFail(dir, device_name, {.dtype = DType::kF32, .max_model_len = dynamic ? 0 : 256}, &loaded));
+  if (dynamic) ASSERT_NO_FATAL_FAILURE(LoadOrFail(dir, device_name, {.dtype = DType::kF32, .max_model_len = 256}, &longer));
+  for (const json& prompt : golden["prompts"]) {
+    SCOPED_TRACE(prompt["length"].get<int>());
+    if (!dynamic) {
+      CheckTinyPrompt(loaded, prompt, prompt, 1e-3, true);
+    } else {
+      // The published meaning holds up to the original context, the fixed one for a server of 4 x 64 tokens.
+      if (prompt["length"].get<int>() + 32 <= 64) CheckTinyPrompt(loaded, prompt, prompt, 1e-3, true);
+      CheckTinyPrompt(longer, prompt, prompt["fixed"], 1e-3, true);
+    }
+  }
+}
+
+TEST_P(OnDevice, TinyCheckpointsMatchTransformers) {
+  int models = 0;
+  for (const auto& entry : stdfs::directory_iterator(kTiny)) {
+    if (!entry.is_directory()) continue;
+    CheckTinyModel(entry.path().filename(), GetParam());
+    ++models;
+  }
+  EXPECT_GE(models, 9);
+}
+
+}  // namespace
+}  // namespace kvasir
