@@ -45,21 +45,27 @@ struct Rows {
   }
 };
 
+// The first `count` columns of a vector that reaches over the weight's last column.
+__attribute__((noinline)) void StoreTail(Vec v, const float* bias, float* out, int count) {
+  float part[kLanes];
+  Store(part, v);
+  for (int j = 0; j < count; ++j) out[j] = bias != nullptr ? part[j] + bias[j] : part[j];
+}
+
 template <int MR, int NV>
 inline __attribute__((always_inline)) void StoreTile(const Vec (&acc)[MR][NV], const float* bias, float* out, int64_t out_stride,
                                                      int columns) {
-#pragma GCC unroll 12
-  for (int r = 0; r < MR; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) {
-      const int first = v * kLanes;
-      float* to = out + r * out_stride + first;
-      if (first + kLanes <= columns) {
-        Store(to, bias != nullptr ? acc[r][v] + Load(bias + first) : acc[r][v]);
-      } else if (first < columns) {
-        float part[kLanes];
-        Store(part, acc[r][v]);
-        for (int j = 0; j < columns - first; ++j) to[j] = bias != nullptr ? part[j] + bias[first + j] : part[j];
+  for (int v = 0; v < NV; ++v) {
+    const int first = v * kLanes, left = columns - first;
+    const float* bias_at = bias != nullptr ? bias + first : nullptr;
+    float* to = out + first;
+#pragma GCC unroll 12
+    for (int r = 0; r < MR; ++r, to += out_stride) {
+      if (left >= kLanes) {
+        Store(to, bias != nullptr ? acc[r][v] + Load(bias_at) : acc[r][v]);
+      } else if (left > 0) {
+        StoreTail(acc[r][v], bias_at, to, left);
       }
     }
   }

@@ -1,0 +1,33 @@
+// What this machine can do at best, measured now: streaming reads from memory and multiply-add rates. Benchmarks print these
+// beside their results, so that a figure comes with its ratio to the ceiling of the same minute. Used by `kvasir bench`.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "kernels/cpu/thread_team.h"
+
+namespace kvasir {
+
+struct Ceilings {
+  int threads = 0;
+  double stream_read_gbs = 0;   // 1e9 bytes per second, one sequential stream per thread
+  double fma_f32_gflops = 0;    // widest fused multiply-add the machine has (AVX-512, AVX2 or FMA), 2 operations each; 0 = not measured
+  double dot_bf16_gflops = 0;   // vdpbf16ps, 4 operations per lane; 0 = the machine has none
+};
+
+struct CeilingOptions {
+  size_t stream_bytes = size_t{512} << 20;  // over all threads; well above the last-level cache, or of a working set to compare with
+  double seconds = 0.3;                     // for each figure; the best repetition counts
+};
+
+// Best of repeated runs on all threads of the team.
+Ceilings MeasureCeilings(ThreadTeam& team, const CeilingOptions& options = {});
+
+// One repetition of the streaming read over `data`, in bytes per second; for ratios taken side by side with a kernel.
+double StreamReadOnce(ThreadTeam& team, const void* data, size_t bytes);
+
+std::string ToString(const Ceilings& ceilings);  // "2 threads: read 42.1 GB/s, fp32 228 GFLOP/s, bf16 407 GFLOP/s"
+
+}  // namespace kvasir
