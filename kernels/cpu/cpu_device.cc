@@ -1,7 +1,5 @@
 #include "kernels/cpu/cpu_device.h"
 
-#include "kernels/cpu/fused.h"
-
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
