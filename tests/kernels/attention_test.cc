@@ -1,0 +1,205 @@
+#include <gmock/gmock.h>
+
+#include "tests/kernels/kv_fixture.h"
+
+namespace kvasir::testing {
+namespace {
+
+using Outputs = std::vector<std::vector<float>>;  // [sequence][tokens * q_heads * head_dim]
+
+// With vdpbf16ps, q and the weights are rounded to bfloat16 too; all else keeps float accuracy.
+double Tolerance(const std::string& device, DType dtype) {
+  return device == "avx512_bf16" && dtype == DType::kBF16 ? 1e-2 : 1e-5;
+}
+
+// Feeds every sequence to its end, `chunk` tokens at a time; all sequences in one step when `together`.
+Outputs FeedAll(KvFixture& fixture, int sequences, int chunk, bool together) {
+  Outputs out(sequences);
+  const auto feed = [&](std::vector<int> which) {
+    while (true) {
+      std::vector<KvFixture::Feed> feeds;
+      for (int s : which) {
+        const int rows = std::min(chunk, fixture.Length(s) - fixture.Fed(s));
+        if (rows > 0) feeds.push_back({s, rows});
+      }
+      if (feeds.empty()) return;
+      const auto parts = fixture.Step(feeds);
+      for (size_t i = 0; i < feeds.size(); ++i) {
+        auto& all = out[feeds[i].sequence];
+        all.insert(all.end(), parts[i].begin(), parts[i].end());
+      }
+    }
+  };
+  std::vector<int> all(sequences);
+  std::iota(all.begin(), all.end(), 0);
+  if (together) {
+    feed(all);
+  } else {
+    for (int s : all) feed({s});
+  }
+  return out;
+}
+
+void ExpectOracle(const KvFixture& fixture, const KvShape& shape, const Outputs& out, int every, double tolerance) {
+  const int width = shape.q_heads() * shape.head_dim;
+  for (size_t s = 0; s < out.size(); ++s) {
+    const int tokens = int(out[s].size()) / width;
+    ASSERT_EQ(tokens, fixture.Length(int(s)));
+    for (int t = 0; t < tokens; t = t + 1 == tokens ? tokens : std::min(t + every, tokens - 1)) {
+      const std::vector<double> want = fixture.Oracle(int(s), t);
+      double scale = 0;
+      for (double w : want) scale = std::max(scale, std::abs(w));
+      for (int j = 0; j < width; ++j) {
+        ASSERT_NEAR(out[s][size_t(t) * width + j], want[j], tolerance * scale)
+            << shape.Describe() << " sequence " << s << " token " << t << " element " << j;
+      }
+    }
+  }
+}
+
+void ExpectSameBits(const Outputs& a, const Outputs& b, const std::string& what) {
+  ASSERT_EQ(a.size(), b.size());
+  for (size_t s = 0; s < a.size(); ++s) {
+    ASSERT_EQ(a[s].size(), b[s].size()) << what;
+    for (size_t i = 0; i < a[s].size(); ++i) {
+      ASSERT_EQ(std::bit_cast<uint32_t>(a[s][i]), std::bit_cast<uint32_t>(b[s][i]))
+          << what << " sequence " << s << " element " << i << ": " << a[s][i] << " and " << b[s][i];
+    }
+  }
+}
+
+class AttentionTest : public ::testing::TestWithParam<DeviceChoice> {};
+
+TEST_P(AttentionTest, EqualsDenseAttentionOverRandomShapes) {
+  const auto device = MakeDevice(GetParam());
+  constexpr int kBlocks[] = {1, 3, 8, 16, 32, 64}, kGroups[] = {1, 2, 3, 4, 7, 8}, kDims[] = {1, 7, 8, 16, 48, 64, 80, 128};
+  constexpr int kWindows[] = {0, 0, 1, 5, 16, 33, 100};
+  for (uint64_t seed = 1; seed <= 60; ++seed) {
+    SCOPED_TRACE(fmt::format("seed {}", seed));
+    Rng rng(seed);
+    KvShape shape;
+    shape.dtype = DType(rng.Below(3));
+    shape.block_tokens = kBlocks[rng.Below(std::size(kBlocks))];
+    shape.layers = int(rng.Between(1, 2));
+    shape.kv_heads = int(rng.Between(1, 3));
+    shape.group = kGroups[rng.Below(std::size(kGroups))];
+    shape.head_dim = kDims[rng.Below(std::size(kDims))];
+    shape.window = kWindows[rng.Below(std::size(kWindows))];
+    std::vector<int> lengths;
+    for (int s = int(rng.Between(1, 4)); s > 0; --s) lengths.push_back(int(rng.Between(1, 70)));
+    const bool ragged = rng.Chance(0.4);
+    KvFixture fixture(*device, shape, lengths, ragged, seed);
+    const Outputs out = FeedAll(fixture, int(lengths.size()), int(rng.Between(1, 40)), rng.Chance(0.5));
+    ExpectOracle(fixture, shape, out, 7, Tolerance(GetParam().name, shape.dtype));
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST_P(AttentionTest, EqualsDenseAttentionOverLongContexts) {
+  const auto device = MakeDevice(GetParam());
+  const DType dtypes[] = {DType::kF32, DType::kF16, DType::kBF16};
+  for (DType dtype : dtypes) {
+    for (int window : {0, 600}) {
+      KvShape shape{dtype, 16, 1, 1, 4, 32, window};
+      KvFixture fixture(*device, shape, {GetParam().name == "reference" ? 700 : 1700}, false, 5);
+      ExpectOracle(fixture, shape, FeedAll(fixture, 1, 512, true), 211, Tolerance(GetParam().name, dtype));
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST_P(AttentionTest, OneHugeScoreTakesAll) {
+  const auto device = MakeDevice(GetParam());
+  // A query far longer than the keys: weights become 0 and 1, and must not overflow on the way.
+  KvLayout layout = {DType::kF32, 16, 1, 1, 64};
+  auto* base = static_cast<std::byte*>(device->Allocate(layout.block_bytes(), "kv").value());
+  auto* buffer = static_cast<float*>(device->Allocate(16 * 192 * 4, "qkv").value());
+  auto* q = static_cast<float*>(device->Allocate(16 * 64 * 4, "q").value());
+  auto* out = static_cast<float*>(device->Allocate(16 * 64 * 4, "out").value());
+  std::vector<float> host(16 * 192);
+  for (int r = 0; r < 16; ++r) {
+    for (int j = 0; j < 64; ++j) {
+      host[r * 192 + j] = 1e4f;
+      host[r * 192 + 64 + j] = r == 5 ? 50.0f : -50.0f;
+      host[r * 192 + 128 + j] = float(r);
+    }
+  }
+  device->CopyToDevice(buffer, host.data(), host.size() * 4);
+  const uint32_t block = 0;
+  const SequenceTable table = {&block, 16, nullptr};
+  const PagedKv kv = {base, layout.block_bytes(), layout, {&table, 1}};
+  const SequenceSlice slice = {0, 16, 0};
+  const float one = 1;
+  const std::vector<int32_t> positions(16, 0);
+  device->RopeAppend(buffer, positions, {&one, &one, 0, 1}, 1, 0, {&slice, 1}, kv, q);
+  device->Attention(q, 0, {1, 0.125f, 0}, {&slice, 1}, kv, out);
+  std::vector<float> got(16 * 64);
+  device->CopyToHost(got.data(), out, got.size() * 4);
+  for (int r = 0; r < 16; ++r) {
+    for (int j = 0; j < 64; ++j) {
+      ASSERT_FLOAT_EQ(got[r * 64 + j], r >= 5 ? 5.0f : float(r) / 2) << r;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Devices, AttentionTest, ::testing::ValuesIn(AllDevices()), ChoiceName);
+
+class OneAnswerTest : public ::testing::TestWithParam<DeviceChoice> {};
+
+TEST_P(OneAnswerTest, BitsDoNotDependOnBatchChunkOrThreads) {
+  struct Case {
+    KvShape shape;
+    std::vector<int> lengths;
+    bool ragged;
+  };
+  const Case cases[] = {
+      {{DType::kBF16, 16, 1, 2, 4, 64, 0}, {1, 17, 530, 64}, false},
+      {{DType::kBF16, 16, 1, 1, 3, 48, 100}, {5, 300, 129}, true},
+      {{DType::kF32, 16, 2, 2, 1, 32, 0}, {90, 3}, true},
+      {{DType::kF16, 8, 1, 1, 8, 24, 37}, {140, 66}, false},
+      {{DType::kF32, 1, 1, 1, 5, 7, 0}, {75, 80}, false},
+      {{DType::kBF16, 64, 1, 1, 40, 16, 0}, {100, 13}, false},
+  };
+  for (const Case& c : cases) {
+    SCOPED_TRACE(c.shape.Describe());
+    const int n = int(c.lengths.size());
+    const auto run = [&](int threads, int chunk, bool together) {
+      const auto device = MakeDevice({GetParam().name, threads});
+      KvFixture fixture(*device, c.shape, c.lengths, c.ragged, 9);
+      return FeedAll(fixture, n, chunk, together);
+    };
+    const Outputs want = run(1, 1, false);
+    for (int threads : {1, 2, 3}) {
+      for (int chunk : {1, 7, 16, 512}) {
+        for (bool together : {false, true}) {
+          ExpectSameBits(want, run(threads, chunk, together), fmt::format("{} threads, chunk {}, together {}", threads, chunk, together));
+          if (HasFatalFailure()) return;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(OneAnswerTest, SplitPiecesGiveTheBitsOfWholeItems) {
+  // One sequence, one head, several splits: cut among many threads; on one thread: merged on the way.
+  const KvShape shape{DType::kBF16, 16, 1, 1, 2, 64, 0};
+  Outputs one, many;
+  for (int threads : {1, 8}) {
+    const auto device = MakeDevice({GetParam().name, threads});
+    KvFixture fixture(*device, shape, {2100}, false, 3);
+    fixture.Step({{0, 2047}});
+    for (int i = 0; i < 3; ++i) (threads == 1 ? one : many).push_back(fixture.Step({{0, i + 1}})[0]);
+  }
+  ExpectSameBits(one, many, "8 threads");
+}
+
+std::vector<DeviceChoice> CpuDevices() {
+  std::vector<DeviceChoice> all = AllDevices();
+  all.erase(all.begin());
+  return all;
+}
+
+INSTANTIATE_TEST_SUITE_P(Devices, OneAnswerTest, ::testing::ValuesIn(CpuDevices()), ChoiceName);
+
+}  // namespace
+}  // namespace kvasir::testing

@@ -1,0 +1,269 @@
+// Sequences with made-up q, k and v over shuffled pages, dense or ragged, for tests of RopeAppend and Attention on any device.
+// Everything a test feeds is a function of (seed, sequence, head, slot, dim), so the same token can be fed again in another
+// batch or chunk. Pages start as NaN patterns: a kernel that lets an unused slot touch a result fails loudly.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "kernels/device.h"
+#include "kernels/rng.h"
+
+namespace kvasir::testing {
+
+struct DeviceChoice {
+  std::string name;
+  int threads = 1;
+};
+
+inline void PrintTo(const DeviceChoice& choice, std::ostream* out) { *out << choice.name << " x" << choice.threads; }
+
+inline std::unique_ptr<Device> MakeDevice(const DeviceChoice& choice) {
+  if (choice.name == "reference") return MakeReferenceDevice();
+  CpuDeviceOptions options;
+  options.isa = choice.name;
+  options.threads = choice.threads;
+  auto device = MakeCpuDevice(options);
+  KVASIR_CHECK(device.ok(), "{}", Message(device.status()));
+  return std::move(*device);
+}
+
+// reference, then the CPU device with every ISA of this machine.
+inline std::vector<DeviceChoice> AllDevices() {
+  std::vector<DeviceChoice> all = {{"reference", 1}};
+  for (const std::string& isa : CpuIsaNames()) all.push_back({isa, 2});
+  return all;
+}
+
+inline std::string ChoiceName(const ::testing::TestParamInfo<DeviceChoice>& info) { return info.param.name; }
+
+inline float RoundTo(DType dtype, float x) {
+  if (dtype == DType::kF16) return F16ToF32(F32ToF16(x));
+  if (dtype == DType::kBF16) return BF16ToF32(F32ToBF16(x));
+  return x;
+}
+
+struct KvShape {
+  DType dtype = DType::kF32;
+  int block_tokens = 16;
+  int layers = 1;
+  int kv_heads = 2;
+  int group = 2;  // query heads per KV head
+  int head_dim = 16;
+  int window = 0;
+  int q_heads() const { return kv_heads * group; }
+  std::string Describe() const {
+    return fmt::format("{} block {} layers {} kv_heads {} group {} head_dim {} window {}", Name(dtype), block_tokens, layers, kv_heads,
+                       group, head_dim, window);
+  }
+};
+
+class KvFixture {
+ public:
+  // Rows of one sequence to feed in a step.
+  struct Feed {
+    int sequence = 0;
+    int rows = 0;
+  };
+
+  KvFixture(Device& device, const KvShape& shape, std::vector<int> lengths, bool ragged, uint64_t seed)
+      : device_(device), shape_(shape), lengths_(std::move(lengths)), ragged_(ragged), seed_(seed) {
+    layout_ = {shape.dtype, shape.block_tokens, shape.layers, shape.kv_heads, shape.head_dim};
+    granule_ = 2 * layout_.page_bytes();
+    Rng rng(seed, 77);
+    const int runs = shape.layers * shape.kv_heads;
+    fed_.assign(lengths_.size(), 0);
+    extra_.assign(lengths_.size(), std::vector<int>(runs, 0));
+    if (ragged) {
+      for (auto& extra : extra_) {
+        for (int& e : extra) e = int(rng.Below(3 * shape.block_tokens + 5));
+      }
+    }
+    // Entries, in shuffled order. Dense entries point at whole blocks, ragged ones at page pairs.
+    const int pairs_per_entry = ragged ? 1 : runs;
+    int count = 1;  // entry 0 is for whatever a test wants to throw away
+    std::vector<std::vector<int>> pages(lengths_.size());
+    for (size_t s = 0; s < lengths_.size(); ++s) {
+      for (int run = 0; run < (ragged ? runs : 1); ++run) {
+        pages[s].push_back((lengths_[s] + extra_[s][run] + shape.block_tokens - 1) / shape.block_tokens);
+        count += pages[s].back();
+      }
+    }
+    std::vector<uint32_t> ids(count - 1);
+    std::iota(ids.begin(), ids.end(), 1);
+    for (size_t i = ids.size(); i > 1; --i) std::swap(ids[i - 1], ids[rng.Below(i)]);
+    const size_t bytes = granule_ * pairs_per_entry * count;
+    base_ = static_cast<std::byte*>(device.Allocate(bytes, "test kv").value());
+    const std::vector<unsigned char> nans(bytes, 0xff);
+    device.CopyToDevice(base_, nans.data(), bytes);
+    size_t next = 0;
+    entries_.resize(lengths_.size());
+    for (size_t s = 0; s < lengths_.size(); ++s) {
+      for (int n : pages[s]) {
+        entries_[s].emplace_back();
+        for (int i = 0; i < n; ++i) entries_[s].back().push_back(ids[next++] * pairs_per_entry);
+      }
+    }
+    if (ragged) FillExtra();
+  }
+  ~KvFixture() { device_.Free(base_); }
+
+  int Length(int sequence) const { return lengths_[sequence]; }
+  int Fed(int sequence) const { return fed_[sequence]; }
+  int Extra(int sequence, int layer, int head) const { return extra_[sequence][layer * shape_.kv_heads + head]; }
+
+  // Slot counts from the head's own beginning: the first Extra() slots came before the first fed token.
+  float K(int s, int layer, int head, int slot, int dim) const { return Value(1, s, layer * 64 + head, slot, dim); }
+  float V(int s, int layer, int head, int slot, int dim) const { return Value(2, s, layer * 64 + head, slot, dim); }
+  float Q(int s, int q_head, int token, int dim) const { return 1.5f * Value(3, s, q_head, token, dim); }
+
+  // Appends and attends in every layer; returns the last layer's output per feed: [feed][rows * q_heads * head_dim].
+  std::vector<std::vector<float>> Step(const std::vector<Feed>& feeds) {
+    const int d = shape_.head_dim, hq = shape_.q_heads(), hkv = shape_.kv_heads, width = (hq + 2 * hkv) * d;
+    std::vector<SequenceSlice> slices;
+    std::vector<SequenceTable> tables;
+    std::vector<std::vector<PageRun>> runs(feeds.size());
+    int rows = 0;
+    for (size_t i = 0; i < feeds.size(); ++i) {
+      slices.push_back({rows, feeds[i].rows, int(i)});
+      rows += feeds[i].rows;
+      tables.push_back(Table(feeds[i].sequence, fed_[feeds[i].sequence] + feeds[i].rows, runs[i]));
+    }
+    const std::vector<int32_t> positions(rows, 0);
+    const PagedKv kv = {base_, granule_, layout_, tables};
+    const RopeTable rope = {&one_, &one_, 0, 1};
+    Buffer qkv(device_, size_t(rows) * width), q(device_, size_t(rows) * hq * d), out(device_, size_t(rows) * hq * d);
+    std::vector<float> host(size_t(rows) * width);
+    for (int layer = 0; layer < shape_.layers; ++layer) {
+      for (size_t i = 0; i < feeds.size(); ++i) {
+        for (int r = 0; r < feeds[i].rows; ++r) {
+          FillRow(feeds[i].sequence, layer, fed_[feeds[i].sequence] + r, &host[size_t(slices[i].first_row + r) * width]);
+        }
+      }
+      device_.CopyToDevice(qkv.data, host.data(), host.size() * 4);
+      device_.RopeAppend(qkv.data, positions, rope, hq, layer, slices, kv, q.data);
+      device_.Attention(q.data, layer, {hq, Scale(), shape_.window}, slices, kv, out.data);
+    }
+    std::vector<std::vector<float>> result;
+    for (size_t i = 0; i < feeds.size(); ++i) {
+      std::vector<float> part(size_t(feeds[i].rows) * hq * d);
+      device_.CopyToHost(part.data(), out.data + size_t(slices[i].first_row) * hq * d, part.size() * 4);
+      result.push_back(std::move(part));
+      fed_[feeds[i].sequence] += feeds[i].rows;
+    }
+    EXPECT_TRUE(device_.Synchronize().ok());
+    return result;
+  }
+
+  // Softmax attention of one token in the last layer, in double, over K and V rounded to the KV type. [q_heads * head_dim]
+  std::vector<double> Oracle(int s, int token) const {
+    const int d = shape_.head_dim, layer = shape_.layers - 1;
+    std::vector<double> out(size_t(shape_.q_heads()) * d, 0.0);
+    for (int h = 0; h < shape_.q_heads(); ++h) {
+      const int head = h / shape_.group;
+      const int end = Extra(s, layer, head) + token + 1;
+      const int begin = shape_.window > 0 ? std::max(0, end - shape_.window) : 0;
+      std::vector<double> p(end - begin);
+      double max = -HUGE_VAL, sum = 0;
+      for (int slot = begin; slot < end; ++slot) {
+        double dot = 0;
+        for (int j = 0; j < d; ++j) dot += double(Q(s, h, token, j)) * RoundTo(shape_.dtype, K(s, layer, head, slot, j));
+        p[slot - begin] = dot * Scale();
+        max = std::max(max, p[slot - begin]);
+      }
+      for (double& x : p) sum += x = std::exp(x - max);
+      for (int slot = begin; slot < end; ++slot) {
+        for (int j = 0; j < d; ++j) {
+          out[size_t(h) * d + j] += p[slot - begin] / sum * RoundTo(shape_.dtype, V(s, layer, head, slot, j));
+        }
+      }
+    }
+    return out;
+  }
+
+  float Scale() const { return float(1 / std::sqrt(double(shape_.head_dim))); }
+
+ private:
+  struct Buffer {
+    Buffer(Device& d, size_t floats) : device(d), data(static_cast<float*>(d.Allocate(floats * 4, "test").value())) {}
+    ~Buffer() { device.Free(data); }
+    Device& device;
+    float* data;
+  };
+
+  float Value(int kind, int s, int head, int slot, int dim) const {
+    const auto x = Philox4x32(seed_, uint64_t(kind) << 40 | uint64_t(s) << 20 | head, uint64_t(slot) << 20 | dim);
+    return (float(x[0]) + float(x[1]) + float(x[2]) - 1.5f * 4294967296.0f) * 0x1p-31f;  // roughly normal, deviation 1
+  }
+
+  void FillRow(int s, int layer, int token, float* row) const {
+    const int d = shape_.head_dim;
+    for (int h = 0; h < shape_.q_heads(); ++h) {
+      for (int j = 0; j < d; ++j) *row++ = Q(s, h, token, j);
+    }
+    for (int h = 0; h < shape_.kv_heads; ++h) {
+      for (int j = 0; j < d; ++j) *row++ = K(s, layer, h, Extra(s, layer, h) + token, j);
+    }
+    for (int h = 0; h < shape_.kv_heads; ++h) {
+      for (int j = 0; j < d; ++j) *row++ = V(s, layer, h, Extra(s, layer, h) + token, j);
+    }
+  }
+
+  SequenceTable Table(int s, int slots, std::vector<PageRun>& runs) const {
+    if (!ragged_) return {entries_[s][0].data(), slots, nullptr};
+    for (size_t run = 0; run < entries_[s].size(); ++run) {
+      runs.push_back({entries_[s][run].data(), 0, extra_[s][run] + slots});
+    }
+    return {nullptr, 0, runs.data()};
+  }
+
+  // Appends the slots that ragged heads hold beyond the others, one at a time; heads that want none write to entry 0.
+  void FillExtra() {
+    const int d = shape_.head_dim, width = (shape_.q_heads() + 2 * shape_.kv_heads) * d;
+    Buffer qkv(device_, width), q(device_, size_t(shape_.q_heads()) * d);
+    std::vector<float> host(width, 0.0f);
+    const uint32_t waste = 0;
+    const int32_t position = 0;
+    const RopeTable rope = {&one_, &one_, 0, 1};
+    for (size_t s = 0; s < lengths_.size(); ++s) {
+      for (int slot = 0; slot < 3 * shape_.block_tokens + 5; ++slot) {
+        std::vector<PageRun> runs;
+        for (size_t run = 0; run < entries_[s].size(); ++run) {
+          runs.push_back(slot < extra_[s][run] ? PageRun{entries_[s][run].data(), 0, slot + 1} : PageRun{&waste, 0, 1});
+        }
+        const SequenceTable table = {nullptr, 0, runs.data()};
+        const PagedKv kv = {base_, granule_, layout_, {&table, 1}};
+        const SequenceSlice slice = {0, 1, 0};
+        for (int layer = 0; layer < shape_.layers; ++layer) {
+          for (int h = 0; h < shape_.kv_heads; ++h) {
+            for (int j = 0; j < d; ++j) {
+              host[(shape_.q_heads() + h) * d + j] = K(int(s), layer, h, slot, j);
+              host[(shape_.q_heads() + shape_.kv_heads + h) * d + j] = V(int(s), layer, h, slot, j);
+            }
+          }
+          device_.CopyToDevice(qkv.data, host.data(), host.size() * 4);
+          device_.RopeAppend(qkv.data, {&position, 1}, rope, shape_.q_heads(), layer, {&slice, 1}, kv, q.data);
+        }
+      }
+    }
+  }
+
+  Device& device_;
+  const KvShape shape_;
+  const std::vector<int> lengths_;
+  const bool ragged_;
+  const uint64_t seed_;
+  const float one_ = 1;
+  KvLayout layout_;
+  size_t granule_ = 0;
+  std::byte* base_ = nullptr;
+  std::vector<int> fed_;                                   // [sequence] tokens appended
+  std::vector<std::vector<int>> extra_;                    // [sequence][run]
+  std::vector<std::vector<std::vector<uint32_t>>> entries_;  // [sequence][run or 0]
+};
+
+}  // namespace kvasir::testing
