@@ -16,6 +16,7 @@ struct StepBatch {
   std::vector<int32_t> token_ids, positions;  // [num_tokens]
   std::vector<SequenceSlice> slices;          // [num_seqs]
   std::vector<SequenceTable> tables;          // [num_seqs]
+  std::vector<uint64_t> request_ids;          // [num_seqs]: for traces and for fakes; nothing computed may depend on it
   std::vector<BlockCopy> copies;              // to do before anything else
   std::vector<int32_t> sample_rows;           // rows whose logits are sampled
   std::vector<SampleRow> samples;             // parallel to sample_rows

@@ -1,0 +1,233 @@
+// Scheduler's planning half: who computes what in the next step.
+#include <algorithm>
+
+#include "scheduler/mutations.h"
+#include "scheduler/scheduler.h"
+
+namespace kvasir {
+namespace {
+
+// A head of the queue that did not fit is tried again when something was given back, and from time to time in case its prefix
+// was published meanwhile.
+constexpr int kRetryBlockedEvery = 32;
+
+int32_t Remaining(const Sequence& sequence) { return int32_t(sequence.tokens.size()) - sequence.computed; }
+
+}  // namespace
+
+bool Scheduler::Schedule(int64_t now, StepBatch& batch) {
+  batch.Clear();
+  scheduled_.clear();
+  RemoveDone();
+  bool preempted = false;
+  int32_t granted = 0;
+  // Again when the ones that got the whole budget were those that had to give up their memory: the others are still there.
+  do {
+    PackRunning();
+    const bool gave_up = GrowRunning(batch.copies);
+    preempted = preempted || gave_up;
+    for (const Sequence* sequence : running_) granted += sequence->granted;
+  } while (granted == 0 && preempted && !running_.empty());
+  if (!preempted && !waiting_.empty()) AdmitWaiting(now, config_.max_step_tokens - granted, batch.copies);
+  for (Sequence* sequence : running_) {
+    if (sequence->granted > 0) AppendToBatch(*sequence, batch);
+  }
+  return !scheduled_.empty();
+}
+
+void Scheduler::PackRunning() {
+  pack_.resize(running_.size());
+  for (size_t i = 0; i < running_.size(); ++i) pack_[i].remaining = Remaining(*running_[i]);
+  PackTokens(pack_, {.budget = config_.max_step_tokens, .max_chunk = config_.max_chunk});
+  for (size_t i = 0; i < running_.size(); ++i) running_[i]->granted = pack_[i].granted;
+}
+
+// Memory is taken in rank order and victims come from the other end, so a victim never has slots reserved in this step.
+bool Scheduler::GrowRunning(std::vector<BlockCopy>& copies) {
+  bool preempted = false;
+  for (size_t i = 0; i < running_.size(); ++i) {
+    Sequence& sequence = *running_[i];
+    if (sequence.granted == 0) continue;
+    while (!Grow(sequence, copies)) {
+      Sequence& victim = *running_.back();
+      KVASIR_CHECK(running_.size() > 1, "request {} alone does not fit into {} blocks: it should not have been accepted",
+                   sequence.request->id, kv_->config().num_blocks);
+      Preempt(victim);
+      preempted = true;
+      if (&victim == &sequence) return true;
+    }
+  }
+  return preempted;
+}
+
+// Reserves the slots that this step writes. Whole blocks are asked for, so a decoding sequence comes here once per block.
+bool Scheduler::Grow(Sequence& sequence, std::vector<BlockCopy>& copies) {
+  const int32_t needed = sequence.computed + sequence.granted;
+  if (needed <= sequence.kv.num_tokens && !sequence.shared_tail) return true;
+  const int32_t block_tokens = kv_->config().block_tokens;
+  const int32_t rounded = (needed + block_tokens - 1) / block_tokens * block_tokens;
+  const int32_t first_write = KVASIR_MUTATED(kWriteShared) ? rounded : sequence.computed;
+  const size_t copies_before = copies.size();
+  if (!kv_->Grow(sequence.kv, rounded, first_write, copies)) return false;
+  if (KVASIR_MUTATED(kSkipCopy)) copies.resize(copies_before);
+  sequence.shared_tail = false;
+  return true;
+}
+
+// Publish + Release, where Commit has published every full block already.
+void Scheduler::Preempt(Sequence& victim) {
+  KVASIR_CHECK(running_.back() == &victim, "victims come from the end of the running list");
+  running_.pop_back();
+  kv_->Release(victim.kv);
+  victim.computed = 0;
+  victim.granted = 0;
+  victim.shared_tail = false;
+  if (!KVASIR_MUTATED(kNoPinning)) ++victim.preemptions;
+  if (KVASIR_MUTATED(kRepeatPromptEvents)) victim.request->next_prompt_event = 1;
+  ++counters_.preemptions;
+  admission_blocked_ = false;
+  Enqueue(victim);
+}
+
+void Scheduler::AdmitWaiting(int64_t now, int32_t budget, std::vector<BlockCopy>& copies) {
+  while (budget > 0 && !waiting_.empty() && int64_t(running_.size()) < config_.max_running) {
+    Sequence& sequence = *waiting_.begin()->second;
+    if (admission_blocked_ && !running_.empty() && blocked_head_ == &sequence && ++blocked_steps_ < kRetryBlockedEvery) return;
+    admission_blocked_ = false;
+    if (!Admit(sequence, now)) {
+      admission_blocked_ = true;
+      blocked_head_ = &sequence;
+      blocked_steps_ = 0;
+      return;
+    }
+    sequence.granted = ChunkTokens(Remaining(sequence), budget, config_.max_chunk);
+    const bool grown = Grow(sequence, copies);
+    KVASIR_CHECK(grown, "admission promised blocks that are not there");
+    budget -= sequence.granted;
+  }
+}
+
+// Memory admission of the head of the queue. On success it is among the running, holding its cached prefix.
+bool Scheduler::Admit(Sequence& sequence, int64_t now) {
+  Request& request = *sequence.request;
+  if (sequence.tokens.empty()) {
+    sequence.tokens.reserve(size_t(request.final_size()));
+    sequence.tokens.assign(request.prompt().begin(), request.prompt().end());
+  }
+  int32_t longest = int32_t(sequence.tokens.size()) - 1;  // one token is left to compute: its logits are sampled
+  if (KVASIR_MUTATED(kMatchEverything)) ++longest;
+  // A prompt token whose score is still owed needs the logits of the token before it.
+  if (request.scores_prompt() && request.next_prompt_event < request.prompt_size()) {
+    longest = std::min(longest, request.next_prompt_event - 1);
+  }
+  const TenantSalt salt = KVASIR_MUTATED(kDropSaltOnMatch) ? TenantSalt{} : request.params->salt;
+  const int32_t matched = kv_->Match(sequence.tokens, salt, longest, !request.counted, sequence.kv);
+  request.counted = true;
+
+  int64_t promised = 0;
+  for (const Sequence* other : running_) promised += Owed(*other);
+  const AdmissionState state = {.running = int(running_.size()),
+                                .max_running = config_.max_running,
+                                .new_sequences = sequence.forked ? 1 : request.open_choices,
+                                .available_blocks = kv_->available_blocks(),
+                                .promised_blocks = promised,
+                                .needed_blocks = Owed(sequence),
+                                .total_blocks = kv_->config().num_blocks,
+                                .reserve_to_finish = config_.reserve_to_finish};
+  if (!MayAdmit(state)) {
+    kv_->Release(sequence.kv);
+    return false;
+  }
+  // For the whole life, so that a steady step allocates nothing.
+  sequence.kv.blocks.reserve(size_t(kv_->BlocksFor(request.final_size())) + 1);
+  sequence.computed = matched;
+  if (KVASIR_MUTATED(kResumeOffByOne) && sequence.preemptions > 0) {
+    sequence.computed = std::min(matched + 1, int32_t(sequence.tokens.size()) - 1);
+  }
+  if (!request.admitted) {
+    request.admitted = true;
+    request.scheduled_micros = now;
+    request.cached_tokens = matched;
+    counters_.prompt_tokens += request.prompt_size();
+  }
+  waiting_.erase(waiting_.begin());
+  InsertRunning(sequence);
+  return true;
+}
+
+int64_t Scheduler::Owed(const Sequence& sequence) const {
+  const Request& request = *sequence.request;
+  return OwedBlocks({.held_blocks = int64_t(sequence.kv.blocks.size()),
+                     .known_tokens = int64_t(sequence.tokens.size()),
+                     .final_tokens = request.final_size() - 1,
+                     .prompt_tokens = request.prompt_size(),
+                     .unforked_choices = sequence.forked ? 0 : request.open_choices - 1,
+                     .shared_tail = sequence.shared_tail,
+                     .block_tokens = kv_->config().block_tokens,
+                     .reserve_to_finish = config_.reserve_to_finish});
+}
+
+// How many prompt tokens the rows [first, first + count) score; they begin at next_prompt_event.
+int32_t Scheduler::ScoresOwed(const Sequence& sequence, int32_t first, int32_t count) const {
+  const Request& request = *sequence.request;
+  if (!request.scores_prompt()) return 0;
+  return std::max(0, std::min(first + count, request.prompt_size() - 1) - (request.next_prompt_event - 1));
+}
+
+// Samples that the planned rows give: one per open choice for a root that completes its prompt.
+size_t Scheduler::SamplesOwed(const Sequence& sequence) const {
+  if (sequence.computed + sequence.granted != int32_t(sequence.tokens.size())) return 0;
+  return sequence.forked ? 1 : size_t(sequence.request->open_choices);
+}
+
+void Scheduler::AppendToBatch(Sequence& sequence, StepBatch& batch) {
+  Request& request = *sequence.request;
+  const int32_t first = sequence.computed, count = sequence.granted;
+  const int32_t first_row = int32_t(batch.token_ids.size());
+  batch.slices.push_back({.first_row = first_row, .num_rows = count, .kv = int32_t(batch.tables.size())});
+  batch.tables.push_back({.blocks = sequence.kv.blocks.data(), .num_slots = first + count});
+  batch.request_ids.push_back(request.id);
+  for (int32_t i = 0; i < count; ++i) {
+    batch.token_ids.push_back(sequence.tokens[size_t(first + i)]);
+    batch.positions.push_back(first + i);
+  }
+  scheduled_.push_back(&sequence);
+  // The row of token p gives the logits of token p + 1.
+  const int32_t scores = ScoresOwed(sequence, first, count);
+  for (int32_t i = 0; i < scores; ++i) {
+    const int32_t token = request.next_prompt_event + i;
+    batch.score_rows.push_back(first_row + token - 1 - first);
+    batch.score_tokens.push_back(request.params->prompt[size_t(token)]);
+    batch.score_top.push_back(request.params->sampling.num_prompt_logprobs);
+  }
+  if (SamplesOwed(sequence) > 0) AppendSamples(sequence, first_row + count - 1, batch);
+  if (KVASIR_MUTATED(kPublishEarly)) kv_->Publish(sequence.kv, sequence.tokens, first + count, request.params->salt);
+}
+
+void Scheduler::AppendSamples(Sequence& sequence, int32_t row, StepBatch& batch) {
+  const Request& request = *sequence.request;
+  const size_t prompt_size = request.params->prompt.size();
+  const size_t generated = sequence.tokens.size() - prompt_size;
+  SampleRow sample = {.params = &request.params->sampling,
+                      .prompt = request.prompt(),
+                      .output = std::span(sequence.tokens).subspan(prompt_size),
+                      .counter = generated};
+  if (KVASIR_MUTATED(kCounterFromStep)) sample.counter = uint64_t(counters_.steps);
+  if (int64_t(generated) < request.params->min_tokens) sample.suppressed = request.end_ids;
+  if (sequence.forked) {
+    sample.stream = uint64_t(sequence.choice);
+    if (KVASIR_MUTATED(kStreamZero)) sample.stream = 0;
+    batch.sample_rows.push_back(row);
+    batch.samples.push_back(sample);
+    return;
+  }
+  // The root's last prompt row gives every choice its first token.
+  for (size_t choice = 0; choice < request.choices.size(); ++choice) {
+    if (!request.choices[choice].open) continue;
+    sample.stream = choice;
+    batch.sample_rows.push_back(row);
+    batch.samples.push_back(sample);
+  }
+}
+
+}  // namespace kvasir

@@ -1,0 +1,69 @@
+// ShadowExecutor: a model without numbers. Every KV slot holds where it came from (tenant, position, token, and the hash of the whole text up to
+// it) instead of floats; "attention" checks that a sequence's block table yields exactly its own text, and the sampled token is a
+// hash of that text. So a wrong, stale, foreign or torn block is a reported failure and a wrong token too. Used by the simulator.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "kernels/clock.h"
+#include "kernels/rng.h"
+#include "scheduler/executor.h"
+
+namespace kvasir {
+
+uint64_t Mix(uint64_t a, uint64_t b);
+uint64_t ChainRoot(uint32_t tenant);
+inline uint64_t ChainNext(uint64_t chain, int32_t token) { return Mix(chain, uint64_t(uint32_t(token)) + 1); }
+// The next token of a text: a pure function of text, seed, choice and index. Suppressed ids are stepped over.
+int32_t ShadowToken(uint64_t chain, uint64_t seed, uint64_t stream, uint64_t counter, int32_t vocab, std::span<const int32_t> suppressed);
+float ShadowScore(uint64_t chain, int32_t token);  // stands for a log-probability
+
+// What the executor may know of a request, to check its slots.
+struct ShadowRequest {
+  uint32_t tenant = 0;
+  int64_t poison_at = -1;  // index of the generated token whose row is not finite; -1 = none
+};
+
+class ShadowExecutor : public Executor {
+ public:
+  ShadowExecutor(int64_t num_blocks, int block_tokens, int32_t vocab, FakeClock* clock, uint64_t seed);
+  void Add(uint64_t request_id, ShadowRequest request) { requests_[request_id] = request; }
+  void FailAtStep(int64_t step) { fail_at_step_ = step; }
+  Status Execute(const StepBatch& batch, StepResult& result) override;
+
+  const std::string& failure() const { return failure_; }  // the first thing found wrong; empty = none
+  int64_t steps() const { return steps_; }
+
+ private:
+  struct Slot {
+    uint64_t chain = 0;
+    int32_t position = -1;
+    int32_t token = -1;
+    uint32_t tenant = 0;
+    int64_t written_in_step = -1;
+  };
+  Slot& At(const SequenceTable& table, int32_t position) {
+    return slots_[size_t(table.blocks[position / block_tokens_]) * block_tokens_ + size_t(position % block_tokens_)];
+  }
+  void CheckSlots(const StepBatch& batch, size_t index, int32_t end, const char* when);
+  void WriteRows(const StepBatch& batch, size_t index);
+  void CheckText(const StepBatch& batch, size_t index, const SampleRow& sample);
+  void Sample(const StepBatch& batch, StepResult& result);
+  void Report(std::string what);
+
+  const int block_tokens_;
+  const int32_t vocab_;
+  FakeClock* clock_;
+  Rng rng_;
+  std::vector<Slot> slots_;
+  std::unordered_map<uint64_t, ShadowRequest> requests_;
+  std::string failure_;
+  int64_t steps_ = 0, fail_at_step_ = -1;
+};
+
+}  // namespace kvasir
