@@ -58,6 +58,13 @@ bool Spin(bool patient, Done done) {
   }
 }
 
+// Layout of state_: generation in the high half; below it finished and joined workers, and bit 31 for a closed region.
+constexpr int kGenerationShift = 32, kFinishedShift = 15;
+constexpr uint64_t kCountMask = 0x7fff, kOneJoined = 1, kOneFinished = 1 << kFinishedShift, kClosed = uint64_t{1} << 31;
+uint64_t GenerationOf(uint64_t state) { return state >> kGenerationShift; }
+uint64_t JoinedOf(uint64_t state) { return state & kCountMask; }
+uint64_t FinishedOf(uint64_t state) { return state >> kFinishedShift & kCountMask; }
+
 // CPUs the cgroup's quota allows, rounded up; 0 when there is no quota. Version 2 first, then version 1.
 int CgroupCpus() {
   double quota = 0, period = 0;
@@ -88,58 +95,87 @@ int UsableCpus() {
 }
 
 ThreadTeam::ThreadTeam(int threads)
-    : size_(threads), spin_(threads <= UsableCpus()), workers_(new Worker[threads]) {
-  KVASIR_CHECK(threads >= 1, "a thread team of {}", threads);
+    : size_(threads), spin_(threads <= UsableCpus()), workers_(new Worker[threads]), state_(kClosed) {
+  KVASIR_CHECK(threads >= 1 && threads <= int(kCountMask), "a thread team of {}", threads);
   threads_.reserve(size_ - 1);
   for (int worker = 1; worker < size_; ++worker) threads_.emplace_back([this, worker] { WorkerLoop(worker); });
 }
 
 ThreadTeam::~ThreadTeam() {
   stop_ = true;
-  generation_.fetch_add(1, std::memory_order_seq_cst);
-  FutexWakeAll(generation_);
+  Open();
   for (std::thread& thread : threads_) thread.join();
 }
 
-void ThreadTeam::RunErased(Entry entry, const void* context) {
-  entry_ = entry;
-  context_ = context;
-  const uint32_t generation = generation_.load(std::memory_order_relaxed) + 1;
-  // Sequentially consistent with the sleeper's increment and re-check: either it sees the new generation, or we see it sleep.
-  generation_.store(generation, std::memory_order_seq_cst);
-  if (sleepers_.load(std::memory_order_seq_cst) != 0) FutexWakeAll(generation_);
-  entry(context, 0);
-  for (int worker = 1; worker < size_; ++worker) WaitForWorker(workers_[worker], generation);
+void ThreadTeam::Open() {
+  const uint64_t generation = GenerationOf(state_.load(std::memory_order_relaxed)) + 1;
+  // Sequentially consistent with a sleeper's increment and re-check: either it sees the new region, or we see it sleep.
+  state_.store(generation << kGenerationShift, std::memory_order_seq_cst);
+  if (sleepers_.load(std::memory_order_seq_cst) != 0) {
+    sleepers_.store(0, std::memory_order_seq_cst);
+    wake_.fetch_add(1, std::memory_order_seq_cst);
+    FutexWakeAll(wake_);
+  }
 }
 
-void ThreadTeam::WaitForWorker(Worker& worker, uint32_t generation) {
-  const auto done = [&] { return worker.done.load(std::memory_order_acquire) == generation; };
-  if (Spin(spin_, done)) return;
-  // The worker lost its core or has long work left: give ours away.
+void ThreadTeam::Region(Entry entry, const void* context, bool everyone) {
+  entry_ = entry;
+  context_ = context;
+  Open();
+  entry(context, 0);
+  if (!everyone) state_.fetch_or(kClosed, std::memory_order_acq_rel);  // every piece is taken: whoever is not in need not come
+  WaitUntilFinished(everyone);
+}
+
+bool ThreadTeam::IsFinished(bool everyone) const {
+  const uint64_t state = state_.load(std::memory_order_seq_cst);
+  return FinishedOf(state) == (everyone ? uint64_t(size_ - 1) : JoinedOf(state));
+}
+
+void ThreadTeam::WaitUntilFinished(bool everyone) {
+  const auto finished = [&] { return IsFinished(everyone); };
+  if (Spin(spin_, finished)) return;
+  // A worker lost its core or has long work left: give ours away.
+  caller_sleeps_.store(true, std::memory_order_seq_cst);
   while (true) {
-    caller_sleeps_.store(true, std::memory_order_seq_cst);
-    const uint32_t seen = worker.done.load(std::memory_order_seq_cst);
-    if (seen == generation) break;
-    FutexWait(worker.done, seen);
+    const uint32_t seen = finish_.load(std::memory_order_seq_cst);
+    if (finished()) break;
+    FutexWait(finish_, seen);
   }
   caller_sleeps_.store(false, std::memory_order_relaxed);
 }
 
+// The state of an open region after generation `seen`.
+uint64_t ThreadTeam::AwaitRegion(uint32_t seen) {
+  uint64_t state = 0;
+  const auto opened = [&] {
+    state = state_.load(std::memory_order_seq_cst);
+    return GenerationOf(state) != seen && (state & kClosed) == 0;
+  };
+  while (!Spin(spin_, opened)) {
+    const uint32_t word = wake_.load(std::memory_order_seq_cst);
+    sleepers_.fetch_add(1, std::memory_order_seq_cst);
+    if (opened()) break;
+    FutexWait(wake_, word);
+  }
+  return state;
+}
+
 void ThreadTeam::WorkerLoop(int worker) {
-  Worker& self = workers_[worker];
   uint32_t seen = 0;
   while (true) {
-    const auto moved = [&] { return generation_.load(std::memory_order_acquire) != seen; };
-    if (!Spin(spin_, moved)) {
-      sleepers_.fetch_add(1, std::memory_order_seq_cst);
-      while (generation_.load(std::memory_order_seq_cst) == seen) FutexWait(generation_, seen);
-      sleepers_.fetch_sub(1, std::memory_order_relaxed);
+    uint64_t state = AwaitRegion(seen);
+    if (!state_.compare_exchange_strong(state, state + kOneJoined, std::memory_order_acq_rel, std::memory_order_relaxed)) {
+      continue;  // another worker joined first, or it is closed by now: look again
     }
-    ++seen;  // a worker takes part in every generation, so it is never more than one behind
+    seen = uint32_t(GenerationOf(state));
     if (stop_) return;
     entry_(context_, worker);
-    self.done.store(seen, std::memory_order_seq_cst);
-    if (caller_sleeps_.load(std::memory_order_seq_cst)) FutexWakeAll(self.done);
+    state_.fetch_add(kOneFinished, std::memory_order_seq_cst);
+    if (caller_sleeps_.load(std::memory_order_seq_cst)) {
+      finish_.fetch_add(1, std::memory_order_seq_cst);
+      FutexWakeAll(finish_);
+    }
   }
 }
 

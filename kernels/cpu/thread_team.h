@@ -1,6 +1,9 @@
 // A persistent team of threads for short parallel regions (tens of nanoseconds to milliseconds). The calling thread is worker 0.
 // Workers spin for a while between regions, then sleep, so an idle server burns nothing. A region takes no lock and no heap
 // memory. Used by CpuDevice and the CPU kernels. One region at a time, started from one thread; regions do not nest.
+//
+// A ParallelFor waits only for workers that have taken a piece. A worker whose core was given to somebody else finds the region
+// closed when it comes back, so on a busy machine a region costs what the remaining workers need, not a scheduler's time slice.
 #pragma once
 
 #include <atomic>
@@ -33,7 +36,7 @@ class ThreadTeam {
       return;
     }
     using Fn = std::remove_reference_t<F>;
-    RunErased([](const void* context, int worker) { (*static_cast<Fn*>(const_cast<void*>(context)))(worker); }, &fn);
+    Region(Call<Fn>, &fn, /*everyone=*/true);
   }
 
   // Calls fn(begin, end, worker) over [0, items) cut in pieces of `grain` (the last one may be shorter). Each worker starts with
@@ -47,7 +50,7 @@ class ThreadTeam {
       return;
     }
     Share(items, grain);
-    Run([&](int worker) {
+    const auto take_pieces = [&](int worker) {
       for (int i = 0; i < size_; ++i) {
         Worker& share = workers_[worker + i < size_ ? worker + i : worker + i - size_];
         while (true) {
@@ -56,35 +59,49 @@ class ThreadTeam {
           fn(begin, begin + grain < share.end ? begin + grain : share.end, worker);
         }
       }
-    });
+    };
+    Region(Call<decltype(take_pieces)>, &take_pieces, /*everyone=*/false);
   }
 
  private:
   using Entry = void (*)(const void* context, int worker);
 
+  template <typename Fn>
+  static void Call(const void* context, int worker) {
+    (*static_cast<Fn*>(const_cast<void*>(context)))(worker);
+  }
+
+  // The share of one worker in a ParallelFor; others may take from it too.
   struct alignas(64) Worker {
-    std::atomic<uint32_t> done{0};    // generation this worker has finished; a futex word
-    alignas(64) std::atomic<int64_t> next{0};  // ParallelFor: first item of its share that nobody took
+    std::atomic<int64_t> next{0};  // the first item nobody took
     int64_t end = 0;
   };
 
-  void RunErased(Entry entry, const void* context);
+  void Region(Entry entry, const void* context, bool everyone);
+  void Open();
+  void WaitUntilFinished(bool everyone);
+  bool IsFinished(bool everyone) const;
   void Share(int64_t items, int64_t grain);
   void WorkerLoop(int worker);
-  void WaitForWorker(Worker& worker, uint32_t generation);
+  uint64_t AwaitRegion(uint32_t seen);
 
   const int size_;
   const bool spin_;  // false when there are more threads than CPUs: a spinning thread would hold the core another one needs
   std::unique_ptr<Worker[]> workers_;
   std::vector<std::thread> threads_;
 
-  // Written by the caller before generation_ moves, read by the workers after.
-  alignas(64) std::atomic<uint32_t> generation_{0};  // a futex word
+  // Generation of the region, whether it is closed, how many workers joined and how many of those finished, in one word (layout
+  // in the .cc), so that joining and closing cannot both succeed. The fields after it are written by the caller while nobody is
+  // in a region, and read by workers that have joined.
+  alignas(64) std::atomic<uint64_t> state_;
   Entry entry_ = nullptr;
   const void* context_ = nullptr;
   bool stop_ = false;
-  alignas(64) std::atomic<int> sleepers_{0};         // workers in, or about to enter, a futex wait
-  alignas(64) std::atomic<bool> caller_sleeps_{false};
+
+  alignas(64) std::atomic<int> sleepers_{0};  // workers that sleep or are about to; cleared by who wakes them
+  std::atomic<uint32_t> wake_{0};             // futex word of sleeping workers
+  std::atomic<bool> caller_sleeps_{false};
+  std::atomic<uint32_t> finish_{0};           // futex word of the sleeping caller
 };
 
 }  // namespace kvasir
