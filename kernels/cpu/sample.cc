@@ -35,6 +35,7 @@ void Prepare(SampleScratch& scratch, int vocab) {
   scratch.values.resize(vocab + 16);
   scratch.weights.resize(std::max(vocab, kSampleBlock) + 16);
   scratch.order.resize(vocab + 16);
+  scratch.bucket_sum.resize(SampleScratch::kBuckets);
   scratch.counts.resize(vocab, 0);
 }
 
@@ -152,14 +153,11 @@ int64_t KeepTopK(SampleScratch& scratch, int64_t count, int64_t k) {
   return KeepThrough(scratch, count, order[k - 1]);
 }
 
-// Keeps the shortest prefix of the order whose weights reach `target`: bisection by weight, sorting only the last few.
-int64_t KeepTopP(SampleScratch& scratch, int64_t count, double target) {
+// Length of the shortest prefix of `order` whose weights, added to `sum`, reach `target`: bisection by weight, sorting only the last few.
+int64_t PrefixReaching(const SampleScratch& scratch, int32_t* order, int64_t count, double sum, double target) {
   constexpr int64_t kSortBelow = 64;
   const Before before{scratch.values.data()};
-  int32_t* order = scratch.order.data();
-  std::iota(order, order + count, 0);
-  int64_t low = 0, high = count;  // the length of the prefix is in (low, high]
-  double sum = 0;                 // of the first `low`
+  int64_t low = 0, high = count;  // the length is in (low, high]
   while (high - low > kSortBelow) {
     const int64_t middle = (low + high) / 2;
     std::nth_element(order + low, order + middle, order + high, before);
@@ -174,8 +172,41 @@ int64_t KeepTopP(SampleScratch& scratch, int64_t count, double target) {
   }
   std::sort(order + low, order + high, before);
   int64_t length = low;
-  while (length < high && (length == 0 || sum < target)) sum += scratch.weights[order[length++]];
-  return KeepThrough(scratch, count, order[length - 1]);
+  do {
+    sum += scratch.weights[order[length++]];
+  } while (length < high && sum < target);
+  return length;
+}
+
+// Keeps the shortest prefix of the order whose weights reach `target`. Tokens are dealt to buckets of falling logits; only the
+// bucket in which the target falls is put in order.
+int64_t KeepTopP(SampleScratch& scratch, int64_t count, float max, double target) {
+  constexpr int kBuckets = SampleScratch::kBuckets;
+  const float* values = scratch.values.data();
+  const float least = *std::min_element(values, values + count);
+  const float per_logit = max > least ? std::min(float(kBuckets - 1) / (max - least), 1e30f) : 0;
+  const auto bucket_of = [=](float value) { return std::min(int((max - value) * per_logit), kBuckets - 1); };
+  double* bucket_sum = scratch.bucket_sum.data();
+  std::fill_n(bucket_sum, kBuckets, 0.0);
+  int32_t* order = scratch.order.data();
+  for (int64_t i = 0; i < count; ++i) order[i] = bucket_of(values[i]);
+  for (int64_t i = 0; i < count; ++i) bucket_sum[order[i]] += scratch.weights[i];
+  double sum = 0;
+  int32_t last = 0;  // the bucket that reaches the target, or else the last one that holds anything
+  double before = 0;
+  for (int bucket = 0; bucket < kBuckets && (bucket == 0 || sum < target); ++bucket) {
+    if (bucket > 0 && bucket_sum[bucket] == 0) continue;
+    last = bucket;
+    before = sum;
+    sum += bucket_sum[bucket];
+  }
+  int64_t inside = 0;
+  for (int32_t i = 0; i < count; ++i) {
+    const bool hit = order[i] == last;  // order[i] is read before order[inside <= i] is written
+    order[inside] = i;
+    inside += hit;
+  }
+  return KeepThrough(scratch, count, order[PrefixReaching(scratch, order, inside, before, target) - 1]);
 }
 
 // The least float that min_p keeps, by the very comparison of the definition.
@@ -188,10 +219,15 @@ float MinPThreshold(float max, float temperature, float min_p) {
   return threshold;
 }
 
-double SumWeights(const SampleScratch& scratch, int64_t count) {
-  double sum = 0;
-  for (int64_t i = 0; i < count; ++i) sum += scratch.weights[i];
-  return sum;
+// Four chains: one addition waits for the one before it.
+double Sum(const float* weights, int64_t count) {
+  double sums[4] = {};
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4) {
+    for (int chain = 0; chain < 4; ++chain) sums[chain] += weights[i + chain];
+  }
+  for (; i < count; ++i) sums[0] += weights[i];
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
 // Inverse CDF over the whole row by block sums; only the drawn block's weights are computed one by one.
@@ -221,14 +257,26 @@ int32_t DrawFromRow(const Row& row, float max, float scale, double uniform) {
   return int32_t(token);
 }
 
+// The same over collected tokens: whole chunks first, then the tokens of the chunk.
 int32_t DrawFromCollected(const SampleScratch& scratch, int64_t count, double uniform) {
-  const double target = uniform * SumWeights(scratch, count);
+  constexpr int64_t kChunk = 256;
+  const float* weights = scratch.weights.data();
+  const auto chunk_sum = [&](int64_t at) { return Sum(weights + at, std::min(kChunk, count - at)); };
+  double total = 0;
+  for (int64_t at = 0; at < count; at += kChunk) total += chunk_sum(at);
+  const double target = uniform * total;
   double sum = 0;
-  int32_t token = scratch.ids[0];
-  for (int64_t i = 0; i < count; ++i) {
-    if (scratch.weights[i] <= 0) continue;
+  int64_t i = 0;
+  for (; i + kChunk < count; i += kChunk) {
+    const double part = chunk_sum(i);
+    if (sum + part > target) break;
+    sum += part;
+  }
+  int32_t token = scratch.ids[i];
+  for (; i < count; ++i) {
+    if (weights[i] <= 0) continue;
     token = scratch.ids[i];
-    sum += scratch.weights[i];
+    sum += weights[i];
     if (sum > target) break;
   }
   return token;
@@ -258,14 +306,14 @@ int32_t Draw(const Row& row, const SampleRow& request, float max) {
   }
   row.kernels.weights(scratch.values.data(), count, max, scale, scratch.weights.data());
   if (cut_p) {
-    double collected = SumWeights(scratch, count);
+    const double collected = Sum(scratch.weights.data(), count);
     if (total == 0) total = collected;
     const double target = params.top_p * total;
     if (collected < target) {  // rounding at top_p next to 1
       count = Collect(row, floor);
       row.kernels.weights(scratch.values.data(), count, max, scale, scratch.weights.data());
     }
-    count = KeepTopP(scratch, count, target);
+    count = KeepTopP(scratch, count, max, target);
   }
   return DrawFromCollected(scratch, count, uniform);
 }

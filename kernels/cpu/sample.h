@@ -15,6 +15,8 @@ namespace kvasir {
 
 // Scratch of one thread; grows to the vocabulary and is then reused. All vectors but `counts` are overwritten at each use.
 struct SampleScratch {
+  static constexpr int kBuckets = 4096;
+
   std::vector<float> adjusted;     // [vocab] logits after masks, bias and penalties
   std::vector<float> block_max;    // [blocks]
   std::vector<float> block_order;  // [blocks]
@@ -23,6 +25,7 @@ struct SampleScratch {
   std::vector<float> values;       // [vocab + 16] their logits
   std::vector<float> weights;      // [vocab + 16] their weights
   std::vector<int32_t> order;      // [vocab + 16] indices into ids, for selection
+  std::vector<double> bucket_sum;  // [kBuckets]
   std::vector<int32_t> counts;     // [vocab] occurrences of a token; zero between rows
 };
 
