@@ -6,7 +6,8 @@
 
 namespace kvasir {
 
-void AddedTokenMatcher::Add(std::string_view written, const AddedToken& token) {
+void AddedTokenMatcher::Add(const AddedToken& token) {
+  const std::string_view written = token.written;
   if (written.empty()) return;
   uint32_t node = 0;
   for (size_t i = 0; i < written.size(); ++i) {

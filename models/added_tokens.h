@@ -16,7 +16,8 @@ namespace kvasir {
 
 struct AddedToken {
   int32_t id = -1;
-  std::string content;
+  std::string content;       // as the file writes it
+  std::string written;       // as it stands in the text it is sought in, and as it is decoded
   bool special = false;      // skipped by Decode(skip_special_tokens)
   bool normalized = false;   // sought in the normalized text, else in the original
   bool lstrip = false;       // takes the white space on its left
@@ -32,8 +33,8 @@ struct TextSegment {
 
 class AddedTokenMatcher {
  public:
-  // `written` is the token as it appears in the text that Cut will see. The first of equal strings wins.
-  void Add(std::string_view written, const AddedToken& token);
+  // Seeks token.written; of two tokens written alike, the first wins.
+  void Add(const AddedToken& token);
 
   bool empty() const { return tokens_.empty(); }
 

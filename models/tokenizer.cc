@@ -142,19 +142,19 @@ Status Tokenizer::AddToken(const AddedToken& token, std::string_view place) {
 
 Status Tokenizer::BuildMatchers() {
   table_size_ = bpe_.table_size();
+  for (AddedToken& token : added_) {
+    token.written = token.content;
+    bool ignored = false;
+    if (!token.normalized) continue;
+    KVASIR_ASSIGN_OR_RETURN(token.written, normalizer_.Apply(token.content, &ignored));
+  }
   for (const AddedToken& token : added_) table_size_ = std::max(table_size_, token.id + 1);
   special_.assign(table_size_, false);
   for (const bool special : {true, false}) {  // of two tokens written alike, the special one wins
     for (const AddedToken& token : added_) {
       if (token.special != special) continue;
       if (special) special_[token.id] = true;
-      if (!token.normalized) {
-        original_matcher_.Add(token.content, token);
-        continue;
-      }
-      bool ignored = false;
-      KVASIR_ASSIGN_OR_RETURN(const std::string written, normalizer_.Apply(token.content, &ignored));
-      normalized_matcher_.Add(written, token);
+      (token.normalized ? normalized_matcher_ : original_matcher_).Add(token);
     }
   }
   return OkStatus();
@@ -217,7 +217,7 @@ void Tokenizer::ApplyConfiguredEnds() {
 }
 
 const std::string* Tokenizer::Piece(int32_t id) const {
-  if (const auto it = added_by_id_.find(id); it != added_by_id_.end()) return &added_[it->second].content;
+  if (const auto it = added_by_id_.find(id); it != added_by_id_.end()) return &added_[it->second].written;
   return bpe_.Piece(id);
 }
 
