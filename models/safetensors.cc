@@ -142,7 +142,7 @@ class HeaderReader {
 // Bytes of a tensor by its shape and type, or nullopt when that overflows or is not a whole number of bytes.
 std::optional<uint64_t> ByteSize(const StoredTensor& tensor) {
   uint64_t bits = tensor.type->bits;
-  // Like the reference: elements are multiplied in order, then the type; a zero stops nothing that overflowed before it.
+  // Like the reference: dimensions are multiplied in order, so a zero does not excuse an overflow before it.
   uint64_t elements = 1;
   for (const uint64_t dim : tensor.shape)
     if (__builtin_mul_overflow(elements, dim, &elements)) return std::nullopt;
@@ -150,9 +150,24 @@ std::optional<uint64_t> ByteSize(const StoredTensor& tensor) {
   return bits / 8;
 }
 
+Status CheckSize(const StoredTensor& tensor) {
+  const std::string name = Shown(tensor.name);
+  const std::optional<uint64_t> bytes = ByteSize(tensor);
+  if (!bytes)
+    return InvalidArgument("tensor '{}': the size of shape {} of {} overflows or is no whole number of bytes", name, tensor.ShapeText(),
+                           tensor.type->name);
+  if (tensor.end < tensor.begin)
+    return InvalidArgument("tensor '{}': data_offsets [{}, {}] end before they begin", name, tensor.begin, tensor.end);
+  if (tensor.end - tensor.begin != *bytes)
+    return InvalidArgument("tensor '{}' has {} bytes by its data_offsets [{}, {}] but shape {} of {} needs {}", name, tensor.end - tensor.begin,
+                           tensor.begin, tensor.end, tensor.ShapeText(), tensor.type->name, *bytes);
+  return OkStatus();
+}
+
 // Offsets relative to the data become offsets in the file; every byte of data belongs to exactly one tensor.
 Status CheckLayout(uint64_t data_start, uint64_t file_size, SafetensorsHeader* header) {
   auto& tensors = header->tensors;
+  for (const StoredTensor& tensor : tensors) KVASIR_RETURN_IF_ERROR(CheckSize(tensor));
   std::sort(tensors.begin(), tensors.end(), [](const StoredTensor& a, const StoredTensor& b) {
     return std::tie(a.begin, a.end, a.name) < std::tie(b.begin, b.end, b.name);
   });
@@ -160,20 +175,12 @@ Status CheckLayout(uint64_t data_start, uint64_t file_size, SafetensorsHeader* h
   uint64_t next = 0;
   for (size_t i = 0; i < tensors.size(); ++i) {
     StoredTensor& tensor = tensors[i];
-    const std::string name = Shown(tensor.name);
-    const std::optional<uint64_t> bytes = ByteSize(tensor);
-    if (!bytes)
-      return InvalidArgument("tensor '{}': the size of shape {} of {} overflows or is no whole number of bytes", name, tensor.ShapeText(),
-                             tensor.type->name);
-    if (tensor.end < tensor.begin) return InvalidArgument("tensor '{}': data_offsets [{}, {}] end before they begin", name, tensor.begin, tensor.end);
     if (tensor.begin != next)
-      return InvalidArgument("tensor '{}' begins at data byte {} but the one before it ends at {}: {}", name, tensor.begin, next,
+      return InvalidArgument("tensor '{}' begins at data byte {} but the one before it ends at {}: {}", Shown(tensor.name), tensor.begin, next,
                              tensor.begin < next ? "they overlap" : "there is a gap");
-    if (tensor.end - tensor.begin != *bytes)
-      return InvalidArgument("tensor '{}' has {} bytes by its data_offsets [{}, {}] but shape {} of {} needs {}", name, tensor.end - tensor.begin,
-                             tensor.begin, tensor.end, tensor.ShapeText(), tensor.type->name, *bytes);
     if (tensor.end > data_bytes)
-      return DataLoss("tensor '{}' ends at data byte {} but the file has only {}; it is truncated: fetch it again", name, tensor.end, data_bytes);
+      return DataLoss("tensor '{}' ends at data byte {} but the file has only {}; it is truncated: fetch it again", Shown(tensor.name), tensor.end,
+                      data_bytes);
     next = tensor.end;
     tensor.begin += data_start;
     tensor.end += data_start;
@@ -194,6 +201,10 @@ StatusOr<uint64_t> HeaderLength(const std::byte (&field)[8], uint64_t file_size)
   return length;
 }
 
+Status CheckFirstByte(char first) {
+  return first == '{' ? OkStatus() : InvalidArgument("header does not start with '{{'; this is not a safetensors file");
+}
+
 }  // namespace
 
 const StoredType* FindStoredType(std::string_view name) {
@@ -212,7 +223,7 @@ const StoredTensor* SafetensorsHeader::Find(std::string_view name) const {
 StatusOr<SafetensorsHeader> ParseSafetensorsHeader(std::string_view header_json, uint64_t file_size) {
   if (header_json.size() > kMaxSafetensorsHeader || file_size < 8 || header_json.size() > file_size - 8)
     return InvalidArgument("header of {} bytes does not fit the file of {} bytes", header_json.size(), file_size);
-  if (header_json.empty() || header_json[0] != '{') return InvalidArgument("header does not start with '{{'; this is not a safetensors file");
+  KVASIR_RETURN_IF_ERROR(CheckFirstByte(header_json.empty() ? '\0' : header_json[0]));
   // The JSON parser takes a NUL byte for the end of its input.
   if (header_json.find('\0') != std::string_view::npos) return InvalidArgument("header holds a NUL byte");
   SafetensorsHeader header;
@@ -237,6 +248,11 @@ StatusOr<SafetensorsHeader> ReadSafetensorsHeader(const File& file) {
   std::byte field[8];
   KVASIR_RETURN_IF_ERROR(file.ReadAt(0, field, 8));
   KVASIR_ASSIGN_OR_RETURN(const uint64_t length, HeaderLength(field, file.size()));
+  if (length > 0) {
+    char first;
+    KVASIR_RETURN_IF_ERROR(file.ReadAt(8, &first, 1));
+    KVASIR_RETURN_IF_ERROR(CheckFirstByte(first));  // before taking memory for what is no header
+  }
   std::string header_json(length, '\0');
   KVASIR_RETURN_IF_ERROR(file.ReadAt(8, header_json.data(), length));
   return ParseSafetensorsHeader(header_json, file.size());

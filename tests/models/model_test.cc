@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -25,27 +26,17 @@ std::string Slurp(const std::string& path) {
   return text.str();
 }
 
-struct NamedDevice {
-  std::string name;
-  std::unique_ptr<Device> device;
-  bool exact_f32 = true;
-};
-
-std::unique_ptr<Device> MakeDevice(const std::string& name) {
+// "reference", or an ISA of the CPU device.
+std::unique_ptr<Device> MakeDevice(const std::string& name, int threads = 2) {
   if (name == "reference") return MakeReferenceDevice();
-#ifdef KVASIR_HAVE_CPU_DEVICE
-  auto cpu = MakeCpuDevice({.threads = 2, .isa = name == "cpu" ? "" : name});
+  auto cpu = MakeCpuDevice({.threads = threads, .isa = name});
   EXPECT_TRUE(cpu.ok()) << cpu.status();
-  if (cpu.ok()) return std::move(*cpu);
-#endif
-  return nullptr;
+  return cpu.ok() ? std::move(*cpu) : nullptr;
 }
 
 std::vector<std::string> DeviceNames() {
   std::vector<std::string> names = {"reference"};
-#ifdef KVASIR_HAVE_CPU_DEVICE
   for (const std::string& isa : CpuIsaNames()) names.push_back(isa);
-#endif
   return names;
 }
 
@@ -69,9 +60,9 @@ struct Loaded {
   std::unique_ptr<Model> model;
 };
 
-void LoadOrFail(const std::string& dir, const std::string& device_name, LoadOptions options, Loaded* loaded) {
+void LoadOrFail(const std::string& dir, const std::string& device_name, LoadOptions options, Loaded* loaded, int threads = 2) {
   options.max_logits_rows = 1;
-  loaded->device = MakeDevice(device_name);
+  loaded->device = MakeDevice(device_name, threads);
   ASSERT_NE(loaded->device, nullptr);
   auto model = Model::Load(dir, loaded->device.get(), options);
   ASSERT_TRUE(model.ok()) << model.status();
@@ -112,13 +103,16 @@ void CheckSharedModel(const std::string& dir, const std::string& device_name) {
   EXPECT_EQ(Name(loaded.model->config().dtype), golden["stored_dtype"].get<std::string>());
   EXPECT_EQ(loaded.model->config().eos_token_ids, (std::vector<int32_t>{1, 2}));
   const Tolerance tolerance = f32 ? Tolerance{0.001, 0.0005, 0.001} : Tolerance{0.35, 0.02, 0.25};
+  size_t prompts = 0;
   for (const json& prompt : golden["prompts"]) {
+    if (device_name == "reference" && prompts++ == 1) break;  // it is slow, and the tiny checkpoints test it in full
     SCOPED_TRACE(prompt["prompt"].get<std::string>());
     std::vector<float> first;
     ExpectGreedy(loaded, prompt["prompt_ids"], prompt["greedy_ids"], prompt["greedy_margins"], tolerance.tie_margin, &first);
     if (testing::Test::HasFatalFailure()) return;
     for (const json& top : prompt["top10"]) EXPECT_NEAR(first[top["id"].get<size_t>()], top["logit"].get<double>(), tolerance.logit);
   }
+  if (device_name == "reference") return;
   const std::vector<int32_t> ids = golden["perplexity"]["ids"];
   SequenceRunner runner(loaded.model.get(), loaded.device.get(), static_cast<int>(ids.size()));
   const auto logits = runner.Run(ids, 64);
@@ -186,6 +180,76 @@ TEST_P(OnDevice, TinyCheckpointsMatchTransformers) {
     ++models;
   }
   EXPECT_GE(models, 9);
+}
+
+// Both spellings of config.json are the same model.
+TEST(TinyCheckpoints, OldAndNewConfigSpellingsAgree) {
+  for (const auto& entry : stdfs::directory_iterator(kTiny)) {
+    if (!entry.is_directory()) continue;
+    SCOPED_TRACE(entry.path());
+    const auto a = ParseModelConfig(Slurp(entry.path() / "config.json"), "");
+    const auto b = ParseModelConfig(Slurp(entry.path() / "config.v4.json"), "");
+    ASSERT_TRUE(a.ok()) << a.status();
+    ASSERT_TRUE(b.ok()) << b.status();
+    EXPECT_EQ(a->rope_theta, b->rope_theta);
+    EXPECT_EQ(a->rope_scaling.kind, b->rope_scaling.kind);
+    EXPECT_EQ(a->rope_scaling.factor, b->rope_scaling.factor);
+    EXPECT_EQ(a->rope_scaling.low_freq_factor, b->rope_scaling.low_freq_factor);
+    EXPECT_EQ(a->rope_scaling.high_freq_factor, b->rope_scaling.high_freq_factor);
+    EXPECT_EQ(a->rope_scaling.original_max_position, b->rope_scaling.original_max_position);
+    EXPECT_EQ(a->dtype, b->dtype);
+    EXPECT_EQ(a->head_dim, b->head_dim);
+    EXPECT_EQ(a->sliding_window, b->sliding_window);
+    EXPECT_EQ(a->tie_word_embeddings, b->tie_word_embeddings);
+    EXPECT_EQ(a->attention_bias, b->attention_bias);
+    EXPECT_EQ(a->mlp_bias, b->mlp_bias);
+    EXPECT_EQ(a->parameter_count(), b->parameter_count());
+  }
+}
+
+// "One answer": how a prompt is cut into steps, and with how many threads it is computed, changes no bit.
+TEST_P(OnDevice, ChunksAndThreadsChangeNoBit) {
+  for (const char* name : {"llama-f32", "llama-bf16", "llama-f16", "llama-bias", "mistral-window", "llama-rope-llama3"}) {
+    SCOPED_TRACE(name);
+    const std::string dir = kTiny + "/" + name;
+    const json golden = json::parse(Slurp(dir + "/golden.json"));
+    const std::vector<int32_t> ids = golden["prompts"].back()["prompt_ids"];
+    std::vector<std::vector<float>> whole;
+    for (const int threads : {2, 1}) {
+      Loaded loaded;
+      ASSERT_NO_FATAL_FAILURE(LoadOrFail(dir, GetParam(), {}, &loaded, threads));
+      for (const size_t chunk : {ids.size(), size_t{1}, size_t{7}, size_t{16}}) {
+        SequenceRunner runner(loaded.model.get(), loaded.device.get(), static_cast<int>(ids.size()));
+        const auto logits = runner.Run(ids, chunk);
+        if (whole.empty()) whole = logits;
+        ASSERT_EQ(whole.size(), logits.size());
+        for (size_t i = 0; i < ids.size(); ++i)
+          ASSERT_EQ(0, std::memcmp(whole[i].data(), logits[i].data(), whole[i].size() * sizeof(float)))
+              << "threads " << threads << " chunk " << chunk << " position " << i;
+      }
+      if (GetParam() == "reference") break;
+    }
+  }
+}
+
+// The KV cache may have another type than the weights: a little less exact, still the same model.
+TEST_P(OnDevice, SixteenBitKvStaysClose) {
+  const json golden = json::parse(Slurp(kTiny + "/llama-f32/golden.json"));
+  Loaded loaded;
+  ASSERT_NO_FATAL_FAILURE(LoadOrFail(kTiny + "/llama-f32", GetParam(), {}, &loaded));
+  const std::vector<int32_t> ids = golden["prompts"][2]["prompt_ids"];
+  const auto run = [&](DType kv) {
+    SequenceRunner runner(loaded.model.get(), loaded.device.get(), static_cast<int>(ids.size()), kv);
+    return runner.Run(ids, ids.size()).back();
+  };
+  const std::vector<float> exact = run(DType::kF32);
+  for (const DType kv : {DType::kF16, DType::kBF16}) {
+    const std::vector<float> rounded = run(kv);
+    double difference = 0;
+    for (size_t i = 0; i < exact.size(); ++i) difference = std::max(difference, std::fabs(double{exact[i]} - rounded[i]));
+    EXPECT_GT(difference, 0) << Name(kv);
+    EXPECT_LT(difference, kv == DType::kF16 ? 0.02 : 0.1) << Name(kv);
+  }
 }
 
 }  // namespace

@@ -1,0 +1,39 @@
+// Fuzz target: any bytes as config.json and, after a zero byte, generation_config.json. What is accepted must be within bounds: sizes
+// that multiply without overflow, heads that divide, finite rotary frequencies.
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <string_view>
+
+#include "models/config.h"
+#include "models/families.h"
+#include "models/rope.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  std::string_view config_json(reinterpret_cast<const char*>(data), size), generation_json;
+  if (const size_t zero = config_json.find('\0'); zero != std::string_view::npos) {
+    generation_json = config_json.substr(zero + 1);
+    config_json = config_json.substr(0, zero);
+  }
+  const auto check = [](bool holds) {
+    if (!holds) std::abort();
+  };
+  const auto defaults = kvasir::ParseGenerationDefaults(generation_json);
+  if (defaults.ok()) check(!defaults->temperature || *defaults->temperature >= 0);
+  const auto config = kvasir::ParseModelConfig(config_json, generation_json);
+  if (!config.ok()) {
+    check(config.status().message().size() < 2000);
+    return 0;
+  }
+  check(kvasir::FindFamily(config->architecture) != nullptr);
+  check(config->hidden_size > 0 && config->intermediate_size > 0 && config->num_layers > 0 && config->vocab_size > 0);
+  check(config->num_kv_heads > 0 && config->num_q_heads % config->num_kv_heads == 0);
+  check(config->head_dim > 0 && config->head_dim % 2 == 0);
+  check(config->parameter_count() > 0);
+  check(config->sliding_window >= 0 && config->rms_norm_eps > 0);
+  check(config->max_context() >= config->max_position_embeddings || config->max_context() == 1 << 24);
+  for (const int32_t id : config->eos_token_ids) check(id >= 0 && id < config->vocab_size);
+  for (const int64_t length : {int64_t{1}, config->max_context()})
+    for (const double f : kvasir::RopeFrequencies(*config, length)) check(std::isfinite(f) && f >= 0);
+  return 0;
+}
