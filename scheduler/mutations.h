@@ -17,9 +17,10 @@ enum class Mutation : int {
   kStreamZero,         // all choices draw from stream 0
   kForgetEnd,          // a request cancelled while waiting never gets its kEnd
   kResumeOffByOne,     // a resumed sequence takes one token more for computed than the cache gave
-  kNoPinning,          // preempted without limit
   kEndTwice,           // the last choice's end is told twice
   kRepeatPromptEvents,  // scores of prompt tokens start over after preemption
+  kForgetRetry,        // a queue whose head did not fit once is never looked at again
+  kLatestFirst,        // the newest waiting request is served first
   kCount,
 };
 

@@ -273,7 +273,7 @@ void Scheduler::StopSequence(Sequence& sequence) {
   if (sequence.place == Sequence::Place::kRunning) done_in_running_ = true;
   if (!(KVASIR_MUTATED(kLeakOnCancel) && sequence.tokens.size() < size_t(sequence.request->final_size()))) kv_->Release(sequence.kv);
   sequence.place = Sequence::Place::kDone;
-  admission_blocked_ = false;
+  if (!KVASIR_MUTATED(kForgetRetry)) admission_blocked_ = false;
 }
 
 // --- lists ----------------------------------------------------------------------------------------------------------------
@@ -282,6 +282,7 @@ void Scheduler::Enqueue(Sequence& sequence) {
   sequence.place = Sequence::Place::kWaiting;
   sequence.rank = MakeRank(config_.order, sequence.request->params->priority, sequence.request->id, sequence.rank.choice,
                            sequence.preemptions, config_.max_preemptions);
+  if (KVASIR_MUTATED(kLatestFirst)) sequence.rank.arrival = ~sequence.rank.arrival;
   waiting_.insert({sequence.rank, &sequence});
 }
 

@@ -82,7 +82,7 @@ void Scheduler::Preempt(Sequence& victim) {
   victim.computed = 0;
   victim.granted = 0;
   victim.shared_tail = false;
-  if (!KVASIR_MUTATED(kNoPinning)) ++victim.preemptions;
+  ++victim.preemptions;
   if (KVASIR_MUTATED(kRepeatPromptEvents)) victim.request->next_prompt_event = 1;
   ++counters_.preemptions;
   admission_blocked_ = false;
@@ -92,6 +92,7 @@ void Scheduler::Preempt(Sequence& victim) {
 void Scheduler::AdmitWaiting(int64_t now, int32_t budget, std::vector<BlockCopy>& copies) {
   while (budget > 0 && !waiting_.empty() && int64_t(running_.size()) < config_.max_running) {
     Sequence& sequence = *waiting_.begin()->second;
+    if (KVASIR_MUTATED(kForgetRetry) && admission_blocked_) return;
     if (admission_blocked_ && !running_.empty() && blocked_head_ == &sequence && ++blocked_steps_ < kRetryBlockedEvery) return;
     admission_blocked_ = false;
     if (!Admit(sequence, now)) {
