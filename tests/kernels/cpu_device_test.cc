@@ -5,11 +5,27 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <new>
 #include <random>
 #include <vector>
+
+namespace {
+std::atomic<int64_t> heap_calls{0};
+}
+
+// Counts what the process takes from the heap, for OpsTakeNoHeapMemoryOnceWarm.
+void* operator new(size_t bytes) {
+  heap_calls.fetch_add(1, std::memory_order_relaxed);
+  void* p = std::malloc(bytes > 0 ? bytes : 1);
+  if (p == nullptr) std::abort();
+  return p;
+}
+void operator delete(void* p) noexcept { std::free(p); }
+void operator delete(void* p, size_t) noexcept { std::free(p); }
 
 namespace kvasir {
 namespace {
@@ -261,6 +277,31 @@ TEST_P(CpuDeviceOps, LinearIsTheSameForAnyNumberOfThreads) {
       ASSERT_EQ(std::memcmp(out.data(), first.data(), out.size() * sizeof(float)), 0) << threads;
     }
   }
+}
+
+TEST_P(CpuDeviceOps, TakeNoHeapMemoryOnceWarm) {
+  auto device = Cpu(3, GetParam());
+  const int width = 1024, rows = 40;
+  const std::vector<float> values(width * width, 0.01f);
+  const HostMatrix matrix{values.data(), DType::kF32, width, width, "w"}, norm{values.data(), DType::kF32, 1, width, "norm"};
+  const Weight table = *device->PackEmbedding(matrix, DType::kBF16), scale = *device->PackVector({&norm, 1});
+  std::vector<Weight> weights;
+  for (DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) weights.push_back(*device->PackLinear({&matrix, 1}, dtype));
+  float* x = Floats(*device, rows * width);
+  float* y = Floats(*device, rows * width);
+  float* z = Floats(*device, rows * width);
+  const std::vector<int32_t> ids(rows, 3);
+  const auto step = [&](int n) {
+    device->Embed(table, {ids.data(), size_t(n)}, x);
+    device->AddRmsNorm(x, nullptr, scale, 1e-5f, n, y);
+    for (const Weight& weight : weights) device->Linear(y, n, weight, &scale, z);
+    device->GatedSilu(z, n, width / 2, y);
+    device->GatherRows(x, {ids.data(), size_t(n)}, width, y);
+  };
+  step(rows);
+  const int64_t before = heap_calls.load();
+  for (int n : {rows, 1, 7, rows}) step(n);
+  EXPECT_EQ(heap_calls.load(), before);
 }
 
 INSTANTIATE_TEST_SUITE_P(AllIsas, CpuDeviceOps, testing::ValuesIn(CpuIsaNames()), [](const auto& info) { return info.param; });
