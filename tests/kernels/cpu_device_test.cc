@@ -18,14 +18,14 @@ std::atomic<int64_t> heap_calls{0};
 }
 
 // Counts what the process takes from the heap, for OpsTakeNoHeapMemoryOnceWarm.
-void* operator new(size_t bytes) {
+__attribute__((noinline)) void* operator new(size_t bytes) {
   heap_calls.fetch_add(1, std::memory_order_relaxed);
   void* p = std::malloc(bytes > 0 ? bytes : 1);
   if (p == nullptr) std::abort();
   return p;
 }
-void operator delete(void* p) noexcept { std::free(p); }
-void operator delete(void* p, size_t) noexcept { std::free(p); }
+__attribute__((noinline)) void operator delete(void* p) noexcept { std::free(p); }
+__attribute__((noinline)) void operator delete(void* p, size_t) noexcept { std::free(p); }
 
 namespace kvasir {
 namespace {
