@@ -338,8 +338,8 @@ StatusOr<Evaluator::Flow> Evaluator::ExecFilterBlock(const Stmt& stmt, const Fra
     KVASIR_ASSIGN_OR_RETURN(v, capture.Finish());
   }
   KVASIR_ASSIGN_OR_RETURN(v, EvalFilter(*stmt.expr, inner, &v));
-  KVASIR_ASSIGN_OR_RETURN(const std::string text, ToStr(heap_, v));
-  KVASIR_RETURN_IF_ERROR(Write(text));
+  if (!v.is_string()) return InvalidArgument("a filter block must give text, but '{}' gave {}", stmt.expr->text, TypeName(v));
+  KVASIR_RETURN_IF_ERROR(Write(v.text()));
   return Flow::kNext;
 }
 
@@ -357,8 +357,8 @@ Status Evaluator::ExecCallBlock(const Stmt& stmt, const FramePtr& frame) {
   Value caller;
   KVASIR_RETURN_IF_ERROR(DefineMacro(stmt, frame, &caller));
   KVASIR_ASSIGN_OR_RETURN(const Value v, EvalCall(*stmt.expr, frame, &caller));
-  KVASIR_ASSIGN_OR_RETURN(const std::string text, ToStr(heap_, v));
-  return Write(text);
+  if (!v.is_string()) return InvalidArgument("a call block must give text, but gave {}", TypeName(v));
+  return Write(v.text());
 }
 
 Status Evaluator::CheckNamespaces(const Expr& target, const FramePtr& frame) {

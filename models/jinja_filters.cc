@@ -175,7 +175,8 @@ StatusOr<Value> FormatFilter(Evaluator& eval, const Value& v, Bound& args) {
   return PercentFormat(eval.heap(), text, dict);
 }
 
-StatusOr<Value> LengthFilter(Evaluator&, const Value& v, Bound&) {
+StatusOr<Value> LengthFilter(Evaluator& eval, const Value& v, Bound&) {
+  if (v.is(Type::kLoop)) return eval.LoopAttribute(v, "length");
   KVASIR_ASSIGN_OR_RETURN(const Int length, Length(v));
   return Value::Integer(length);
 }

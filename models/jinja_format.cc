@@ -194,7 +194,9 @@ class PercentFormatter {
       at_ = percent + 1;
       KVASIR_RETURN_IF_ERROR(One());
     }
-    const bool all_used = used_mapping_ || args_.is(Type::kDict) || args_.is(Type::kList) || next_ >= Count();
+    // Python asks only that a subscriptable argument is used, not that it is used up.
+    const bool all_used = used_mapping_ || next_ >= Count() || args_.is(Type::kDict) || args_.is(Type::kList) ||
+                          args_.is(Type::kRange) || args_.undefined();
     if (!all_used) return InvalidArgument("not all arguments converted during string formatting");
     return OkStatus();
   }

@@ -191,7 +191,7 @@ StatusOr<Value> UniqueFilter(Evaluator& eval, const Value& v, Bound& args) {
       KVASIR_ASSIGN_OR_RETURN(const bool more, it->Next(eval.heap(), out));
       if (!more) return false;
       KVASIR_ASSIGN_OR_RETURN(const Value key, KeyOf(eval, *out, path, case_sensitive));
-      if (!Hashable(key)) return InvalidArgument("unique: unhashable type: '{}'", TypeName(key));
+      if (!key.hashable()) return InvalidArgument("unique: unhashable type: '{}'", TypeName(key));
       KVASIR_RETURN_IF_ERROR(eval.heap().Step(2 * key.weight()));
       const auto [first, last] = seen->equal_range(Hash(key));
       if (std::any_of(first, last, [&](const auto& s) { return Equal(s.second, key); })) continue;

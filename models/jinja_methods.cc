@@ -313,7 +313,7 @@ StatusOr<Value> CopyMethod(Evaluator&, const Value& self, Bound&) { return self;
 
 StatusOr<Value> DictGet(Evaluator& eval, const Value& self, Bound& args) {
   KVASIR_RETURN_IF_ERROR(eval.heap().Step(args[0].weight()));
-  if (!Hashable(args[0])) return InvalidArgument("unhashable type: '{}' cannot be the key of a dict", TypeName(args[0]));
+  if (!args[0].hashable()) return InvalidArgument("unhashable type: '{}' cannot be the key of a dict", TypeName(args[0]));
   if (const Value* found = self.dict().Find(args[0])) return *found;
   return args.has(1) ? args[1] : Value::None();
 }

@@ -223,7 +223,7 @@ StatusOr<bool> Contains(Heap& heap, const Value& container, const Value& item) {
   }
   const bool keys = container.is(Type::kView) && container.object<ViewObj>().kind == ViewKind::kKeys;
   if (container.is(Type::kDict) || keys) {
-    if (!Hashable(item)) return InvalidArgument("unhashable type: '{}' cannot be the key of a dict", TypeName(item));
+    if (!item.hashable()) return InvalidArgument("unhashable type: '{}' cannot be the key of a dict", TypeName(item));
     const Value& dict = keys ? container.object<ViewObj>().dict : container;
     return dict.dict().Find(item) != nullptr;
   }
@@ -239,7 +239,13 @@ StatusOr<bool> Contains(Heap& heap, const Value& container, const Value& item) {
 }
 
 StatusOr<Value> GetAttr(Evaluator& eval, const Value& object, const std::string& name) {
-  if (object.undefined()) return UndefinedError(object);
+  // Some of Python's own attributes exist on undefined values too, but are never shown.
+  static constexpr std::string_view kOnUndefined[] = {
+      "__class__", "__doc__", "__init__", "__new__", "__repr__", "__str__", "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__",
+      "__hash__", "__bool__", "__len__", "__iter__", "__call__", "__getitem__", "__add__", "__mod__", "__module__", "__slots__",
+      "__getattr__", "__setattr__", "__dir__", "__format__", "__reduce__", "__sizeof__"};
+  const bool internal = std::find(std::begin(kOnUndefined), std::end(kOnUndefined), name) != std::end(kOnUndefined);
+  if (object.undefined() && !internal) return UndefinedError(object);
   KVASIR_ASSIGN_OR_RETURN(Value own, OwnAttribute(eval, object, name));
   if (!own.missing()) return own;
   if (object.is(Type::kDict)) {
@@ -251,7 +257,7 @@ StatusOr<Value> GetAttr(Evaluator& eval, const Value& object, const std::string&
 StatusOr<Value> GetItem(Evaluator& eval, const Value& object, const Value& key) {
   if (object.undefined()) return UndefinedError(object);
   KVASIR_RETURN_IF_ERROR(eval.heap().Step(key.weight()));
-  if (object.is(Type::kDict) && Hashable(key)) {
+  if (object.is(Type::kDict) && key.hashable()) {
     if (const Value* found = object.dict().Find(key)) return *found;
   }
   if (key.is_integral() && (object.is_string() || object.is_sequence() || object.is(Type::kRange))) {

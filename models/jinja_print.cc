@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "models/jinja_eval.h"
 #include "models/jinja_text.h"
-#include "models/jinja_value.h"
 
 namespace kvasir::jinja {
 namespace {
@@ -199,6 +199,12 @@ Status AppendRepr(Heap& heap, const Value& v, std::string* out, int depth) {
       return AppendNamespace(heap, v.object<NamespaceObj>(), depth + 1, out);
     case Type::kView:
       return AppendView(heap, v.object<ViewObj>(), depth + 1, out);
+    case Type::kLoop: {
+      auto& loop = v.object<LoopObj>();
+      KVASIR_ASSIGN_OR_RETURN(const Int length, loop.Count(heap));
+      *out += fmt::format("<LoopContext {}/{}>", IntToString(loop.index0 + 1), IntToString(length));
+      return OkStatus();
+    }
     default:
       return AppendScalarRepr(v, out);
   }

@@ -55,11 +55,11 @@ StatusOr<Value> CaseTest(Evaluator& eval, const Value& v, Bound&) {
 }
 
 StatusOr<Value> FilterTest(Evaluator&, const Value& v, Bound&) {
-  if (!Hashable(v)) return InvalidArgument("unhashable type: '{}'", TypeName(v));
+  if (!v.hashable()) return InvalidArgument("unhashable type: '{}'", TypeName(v));
   return Value::Bool(v.is_string() && FindFilter(v.text()) != nullptr);
 }
 StatusOr<Value> TestTest(Evaluator&, const Value& v, Bound&) {
-  if (!Hashable(v)) return InvalidArgument("unhashable type: '{}'", TypeName(v));
+  if (!v.hashable()) return InvalidArgument("unhashable type: '{}'", TypeName(v));
   return Value::Bool(v.is_string() && FindTest(v.text()) != nullptr);
 }
 

@@ -112,7 +112,9 @@ StatusOr<Value> Heap::String(std::string text, bool markup) {
 
 StatusOr<Value> Heap::Sequence(Type type, std::vector<Value> items) {
   auto object = std::make_shared<SeqObj>();
+  object->hashable = type == Type::kTuple;
   for (const Value& v : items) {
+    object->hashable &= v.hashable();
     object->depth = std::max(object->depth, v.depth() + 1);
     object->weight = std::min(object->weight + v.weight(), kMaxWeight);
   }
@@ -124,8 +126,9 @@ StatusOr<Value> Heap::Sequence(Type type, std::vector<Value> items) {
 StatusOr<Value> Heap::Dict(const std::vector<std::pair<Value, Value>>& items) {
   KVASIR_RETURN_IF_ERROR(Reserve(static_cast<Int>(items.size()) * 160));
   auto object = std::make_shared<DictObj>();
+  object->hashable = false;
   for (const auto& [k, v] : items) {
-    if (!k.is_string() && !Hashable(k)) return InvalidArgument("unhashable type: '{}' cannot be the key of a dict", TypeName(k));
+    if (!k.hashable()) return InvalidArgument("unhashable type: '{}' cannot be the key of a dict", TypeName(k));
     object->depth = std::max({object->depth, k.depth() + 1, v.depth() + 1});
     object->weight = std::min(object->weight + k.weight() + v.weight(), kMaxWeight);
     if (k.weight() > 1) KVASIR_RETURN_IF_ERROR(Step(8 * k.weight()));
@@ -173,6 +176,7 @@ StatusOr<Value> Heap::View(const Value& dict, ViewKind kind) {
   auto object = std::make_shared<ViewObj>();
   object->dict = dict;
   object->kind = kind;
+  object->hashable = kind == ViewKind::kValues;
   object->depth = dict.depth() + 1;
   KVASIR_RETURN_IF_ERROR(Adopt(object.get(), sizeof(ViewObj)));
   return Value(Type::kView, std::move(object));
@@ -399,11 +403,6 @@ StatusOr<Int> Length(const Value& v) {
     default:
       return InvalidArgument("object of type '{}' has no length", TypeName(v));
   }
-}
-
-bool Hashable(const Value& v) {
-  if (v.is(Type::kTuple)) return std::all_of(v.items().begin(), v.items().end(), Hashable);
-  return !v.is(Type::kList) && !v.is(Type::kDict) && !v.is(Type::kView);
 }
 
 size_t Hash(const Value& v) {

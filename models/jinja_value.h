@@ -41,6 +41,7 @@ struct Object {
   size_t* account = nullptr;  // the Heap's count of live bytes
   size_t charged = 0;
   int depth = 1;
+  bool hashable = true;  // may be the key of a dict
   int64_t weight = 1;  // how many nodes a walk over the value visits (shared parts count each time), saturating
 };
 
@@ -79,6 +80,7 @@ class Value {
   T& object() const { return *static_cast<T*>(object_.get()); }
   Object* raw() const { return object_.get(); }
   int depth() const { return object_ ? object_->depth : 0; }
+  bool hashable() const { return !object_ || object_->hashable; }
   int64_t weight() const { return object_ ? object_->weight : 1; }
 
  private:
@@ -195,7 +197,6 @@ const char* TypeName(const Value& v);  // as Python names it: 'str', 'dict', 'No
 bool Truthy(const Value& v);
 StatusOr<Int> Length(const Value& v);  // len(); fails where Python's does
 Int StringLength(const Value& v);      // code points
-bool Hashable(const Value& v);
 size_t Hash(const Value& v);
 bool Equal(const Value& a, const Value& b);
 StatusOr<bool> Less(const Value& a, const Value& b);  // a < b; fails for types without an order
