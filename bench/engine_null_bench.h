@@ -1,5 +1,5 @@
 // The engine's own cost, measured with a model that computes nothing: step, queue, prefix match, allocations, eviction (performance
-// notes 5 b1-b4, b6). Used by `kvasir bench engine` and by the small program engine_null_bench.
+// notes 5 b1-b4, b6), in CPU time of the engine's thread. Used by `kvasir bench engine` and by the small program engine_null_bench.
 #pragma once
 
 #include <cstdint>
