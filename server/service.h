@@ -39,7 +39,8 @@ struct GenerateRequest {
   std::vector<int32_t> allowed_token_ids;
   std::optional<uint64_t> seed;  // unset = drawn anew
 
-  std::optional<int64_t> max_tokens;  // unset = the rest of the context
+  std::optional<int64_t> max_tokens;  // unset = default_max_tokens, as far as there is room
+  int64_t default_max_tokens = 0;     // 0 = the rest of the context
   int64_t min_tokens = 0;
   int64_t n = 1;
   bool ignore_eos = false;
