@@ -1,5 +1,6 @@
 // Attention over one task, compiled once per ISA (see isa.h). Scores for 64 slots, online softmax, weighted values; four queries
-// at a time share each loaded vector of K and V. Every (query, slot) score and every (query, dim) sum is one chain in a fixed order.
+// at a time share each loaded vector of K and V. Every (query, slot) score and every (query, dim) sum is one chain in a fixed
+// order.
 #include "kernels/cpu/attention_kernels.h"
 
 #include "kernels/cpu/simd.h"
@@ -21,9 +22,9 @@ constexpr int kTileSlots = 16;
 constexpr int kTiles = kStepSlots / kTileSlots;
 constexpr int kStepVecs = kStepSlots / kLanes;
 constexpr int kTileVecs = kTileSlots / kLanes;
-constexpr int kQueries = 4;                                  // sharing each load
-constexpr int kScoreVecs = kLanes == 16 ? 4 : 2;             // vectors of slots per register tile of scores
-constexpr int kValueVecs = kLanes == 16 ? 4 : 2;             // vectors of dims per register tile of values
+constexpr int kQueries = 4;                       // sharing each load
+constexpr int kScoreVecs = kLanes == 16 ? 4 : 2;  // vectors of slots per register tile of scores
+constexpr int kValueVecs = kLanes == 16 ? 4 : 2;  // vectors of dims per register tile of values
 
 // Where one step's K and V lie. Rows of K are dims (or pairs of dims), rows of V slots (or pairs of slots).
 struct StepTiles {
@@ -33,16 +34,38 @@ struct StepTiles {
   int64_t v_row = 0;
 };
 
+// The pages of the next step, in the order of their addresses: asked for a few lines at a time while this step is computed. They
+// lie scattered, so the hardware does not see them coming. Into L2 only: the few L1 miss buffers would limit the rate
+// (measured on Zen 4, runs of 4 KB at random: 8 GB/s without, 11 into L1, 14 into L2).
+struct Ahead {
+  Bytes runs[kTiles] = {};
+  int left = 0;   // runs after this one
+  int lines = 1;  // of each pull: the pulls of all queries together cover the step
+  int64_t run_bytes = 0;
+  Bytes at = nullptr;
+  Bytes end = nullptr;
+  void Pull() {
+    if (at == end) return;
+    for (int line = 0; line < lines; ++line) __builtin_prefetch(at + line * 64, 0, 1);
+    at += lines * 64;
+    if (at < end) return;
+    at = end = nullptr;
+    if (left == 0) return;
+    at = runs[--left];
+    end = at + run_bytes;
+  }
+};
+
 struct State {
-  float* acc;       // [queries][padded]
-  float* run_acc;   // the splits merged so far
-  float* sum;       // [queries][kLanes] sums of weights, by lane
-  float* max;       // [queries]
+  float* acc;      // [queries][padded]
+  float* run_acc;  // the splits merged so far
+  float* sum;      // [queries][kLanes] sums of weights, by lane
+  float* max;      // [queries]
   float* run_max;
   float* run_sum;
-  unsigned char* q; // [queries][padded] float, or bfloat16 for kPairDot; scaled by scale * log2(e)
-  float* scores;    // [kQueries][kStepSlots]
-  float* weights;   // the same, or bfloat16 pairs for kPairDot
+  unsigned char* q;       // [queries][padded] float, or bfloat16 for kPairDot; scaled by scale * log2(e)
+  float* scores;          // [kQueries][kStepSlots]
+  float* weights;         // the same, or bfloat16 pairs for kPairDot
   unsigned char* k_tile;  // gathered steps
   unsigned char* v_tile;
 };
@@ -90,10 +113,14 @@ void PrepareQueries(const AttendTask& task, int padded, State& s) {
   }
 }
 
-Bytes PageAt(const AttendTask& task, int64_t page) { return task.pages + size_t{task.entries[page]} * task.granule_bytes; }
+Bytes PageAt(const AttendTask& task, int64_t page) {
+  return task.pages + size_t{task.entries[page]} * task.granule_bytes;
+}
 
 // Pages whose tiles can be read in place.
-bool InPlace(const AttendTask& task) { return task.block_tokens % kTileSlots == 0 && task.head_dim % kTileSlots == 0; }
+bool InPlace(const AttendTask& task) {
+  return task.block_tokens % kTileSlots == 0 && task.head_dim % kTileSlots == 0;
+}
 
 // Tiles of the step's slots [low, high); whole tiles before low are never read from memory that may have been given back.
 template <Format F>
@@ -113,6 +140,17 @@ void LocateTiles(const AttendTask& task, int64_t step, int low, int high, StepTi
   }
 }
 
+void LookAhead(const AttendTask& task, int64_t step, int queries, Ahead& ahead) {
+  if (kStepSlots % task.block_tokens != 0) return;
+  const int runs = kStepSlots / task.block_tokens;
+  ahead.run_bytes = int64_t(2 * task.page_bytes);
+  for (int i = 0; i < runs; ++i) ahead.runs[runs - 1 - i] = PageAt(task, step / task.block_tokens + i);
+  ahead.left = runs - 1;
+  ahead.lines = queries <= kQueries ? kLanes / 4 : queries <= 2 * kQueries ? (kLanes / 4 + 1) / 2 : 1;
+  ahead.at = ahead.runs[ahead.left];
+  ahead.end = ahead.at + ahead.run_bytes;
+}
+
 // The same for any geometry: copies the step's slots [low, high) to padded tiles in scratch, zeros elsewhere.
 template <Format F>
 void GatherTiles(const AttendTask& task, int64_t step, int low, int high, int padded, State& s, StepTiles& tiles) {
@@ -127,8 +165,10 @@ void GatherTiles(const AttendTask& task, int64_t step, int low, int high, int pa
     for (int j = 0; j < task.head_dim; ++j) {
       const int64_t k_to = paired ? (int64_t{j / 2} * kStepSlots + i) * 2 + j % 2 : int64_t{j} * kStepSlots + i;
       const int64_t v_to = paired ? (int64_t{i / 2} * padded + j) * 2 + i % 2 : int64_t{i} * padded + j;
-      __builtin_memcpy(s.k_tile + k_to * kBytes, k + KElement(paired, task.block_tokens, task.head_dim, slot, j) * kBytes, kBytes);
-      __builtin_memcpy(s.v_tile + v_to * kBytes, v + VElement(paired, task.block_tokens, task.head_dim, slot, j) * kBytes, kBytes);
+      __builtin_memcpy(s.k_tile + k_to * kBytes, k + KElement(paired, task.block_tokens, task.head_dim, slot, j) * kBytes,
+                       kBytes);
+      __builtin_memcpy(s.v_tile + v_to * kBytes, v + VElement(paired, task.block_tokens, task.head_dim, slot, j) * kBytes,
+                       kBytes);
     }
   }
   tiles.k_row = int64_t{kStepSlots} * kPair * kBytes;
@@ -139,7 +179,7 @@ void GatherTiles(const AttendTask& task, int64_t step, int low, int high, int pa
 
 // scores[n][0 .. NV * kLanes) = q[n] . K for NV vectors of slots.
 template <Format F, int NQ, int NV>
-void Scores(const Bytes* k, int64_t k_row, const unsigned char* q, int padded, float* scores) {
+void Scores(const Bytes* k, int64_t k_row, const unsigned char* q, int padded, float* scores, Ahead& ahead) {
   Vec acc[NQ][NV];
   for (int n = 0; n < NQ; ++n) {
     for (int v = 0; v < NV; ++v) acc[n][v] = Zero();
@@ -147,6 +187,7 @@ void Scores(const Bytes* k, int64_t k_row, const unsigned char* q, int padded, f
   const float* qf = reinterpret_cast<const float*>(q);
   for (int j = 0; j < padded; j += kPaired<F> ? 2 : 1) {
     const int64_t row = (kPaired<F> ? j / 2 : j) * k_row;
+    ahead.Pull();
 #if defined(__AVX512BF16__)
     if constexpr (F == Format::kPairDot) {
       __m512i x[NV];
@@ -205,21 +246,23 @@ void Softmax(float* scores, float* weights, int vecs, int low, int high, int pad
   const float new_max = max > step_max ? max : step_max;
   Vec total = Load(sum);
   if (!(new_max == max)) {
-    const Vec factor = Exp2OrZero(Set(max - new_max));
+    const Vec factor = Exp2OfNegative(Set(max - new_max));
     total = total * factor;
     for (int j = 0; j < padded; j += kLanes) Store(acc + j, Load(acc + j) * factor);
     max = new_max;
   }
   for (int v = 0; v < vecs; ++v) {
-    Vec p = Exp2OrZero(s[v] - Set(new_max));
+    const Vec p = Exp2OfNegative(s[v] - Set(new_max));
+#if defined(__AVX512BF16__)
     if constexpr (F == Format::kPairDot) {
-      const UVec bits = BF16Bits(p);
-      p = (Vec)(bits << 16);  // the sum counts the weights as they will be used
-      const HVec half = __builtin_convertvector(bits, HVec);
-      __builtin_memcpy(reinterpret_cast<uint16_t*>(weights) + v * kLanes, &half, sizeof(half));
-    } else {
-      Store(weights + v * kLanes, p);
+      const __m256i half = (__m256i)_mm512_cvtneps_pbh(p);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(reinterpret_cast<uint16_t*>(weights) + v * kLanes), half);
+      // The sum counts the weights as they will be used.
+      total = total + (Vec)_mm512_maskz_slli_epi32(0xffff, _mm512_maskz_cvtepu16_epi32(0xffff, half), 16);
+      continue;
     }
+#endif
+    Store(weights + v * kLanes, p);
     total = total + p;
   }
   Store(sum, total);
@@ -227,7 +270,7 @@ void Softmax(float* scores, float* weights, int vecs, int low, int high, int pad
 
 // acc[n][dim .. dim + ND * kLanes) += weights[n] . V over the step's slots [low, high).
 template <Format F, int NQ, int ND>
-void Values(const StepTiles& tiles, int dim, int low, int high, const float* weights, int padded, float* acc) {
+void Values(const StepTiles& tiles, int dim, int low, int high, const float* weights, int padded, float* acc, Ahead& ahead) {
   Vec a[NQ][ND];
   for (int n = 0; n < NQ; ++n) {
     for (int i = 0; i < ND; ++i) a[n][i] = Load(acc + int64_t{n} * padded + dim + i * kLanes);
@@ -236,8 +279,10 @@ void Values(const StepTiles& tiles, int dim, int low, int high, const float* wei
     constexpr int kTilePairs = kTileSlots / 2;
     const uint16_t* halves = reinterpret_cast<const uint16_t*>(weights);
     for (int pair = low / 2; 2 * pair < high; ++pair) {
-      const uint16_t* v = reinterpret_cast<const uint16_t*>(tiles.v[pair / kTilePairs] + pair % kTilePairs * tiles.v_row) + 2 * dim;
+      const int64_t row = pair % kTilePairs * tiles.v_row + 4 * dim;
+      const uint16_t* v = reinterpret_cast<const uint16_t*>(tiles.v[pair / kTilePairs] + row);
       UVec x[ND];
+      ahead.Pull();
       for (int i = 0; i < ND; ++i) x[i] = LoadPairs(v + 2 * i * kLanes);
       if (2 * pair + 1 == high) {  // the second slot is not in use and may hold anything
         for (int i = 0; i < ND; ++i) x[i] = x[i] & 0xffffu;
@@ -259,8 +304,10 @@ void Values(const StepTiles& tiles, int dim, int low, int high, const float* wei
     (void)halves;
   } else {
     for (int slot = low; slot < high; ++slot) {
-      Bytes v = tiles.v[slot / kTileSlots] + slot % kTileSlots * tiles.v_row + int64_t{dim} * kElementBytes<F>;
+      const int64_t row = slot % kTileSlots * tiles.v_row + int64_t{dim} * kElementBytes<F>;
+      Bytes v = tiles.v[slot / kTileSlots] + row;
       Vec x[ND];
+      ahead.Pull();
       for (int i = 0; i < ND; ++i) {
         Bytes at = v + i * kLanes * kElementBytes<F>;
         x[i] = F == Format::kF32 ? Load(reinterpret_cast<const float*>(at)) : LoadF16(reinterpret_cast<const uint16_t*>(at));
@@ -300,7 +347,8 @@ Overlap Clip(Range range, int64_t start, int64_t size) {
 
 // NQ queries from `first` on, over one step whose used slots are `used`.
 template <Format F, int NQ>
-void Step(const AttendTask& task, int64_t step, Overlap used, const StepTiles& tiles, int first, int padded, State& s) {
+void Step(const AttendTask& task, int64_t step, Overlap used, const StepTiles& tiles, Ahead& ahead, int first, int padded,
+          State& s) {
   Overlap seen[NQ];
   bool any = false;
   for (int n = 0; n < NQ; ++n) {
@@ -312,9 +360,9 @@ void Step(const AttendTask& task, int64_t step, Overlap used, const StepTiles& t
   const unsigned char* q = s.q + int64_t{first} * padded * (F == Format::kPairDot ? 2 : 4);
   int vec = 0;
   for (; vec + kScoreVecs <= vecs; vec += kScoreVecs) {
-    Scores<F, NQ, kScoreVecs>(tiles.k + vec, tiles.k_row, q, padded, s.scores + vec * kLanes);
+    Scores<F, NQ, kScoreVecs>(tiles.k + vec, tiles.k_row, q, padded, s.scores + vec * kLanes, ahead);
   }
-  for (; vec < vecs; ++vec) Scores<F, NQ, 1>(tiles.k + vec, tiles.k_row, q, padded, s.scores + vec * kLanes);
+  for (; vec < vecs; ++vec) Scores<F, NQ, 1>(tiles.k + vec, tiles.k_row, q, padded, s.scores + vec * kLanes, ahead);
 
   float* acc = s.acc + int64_t{first} * padded;
   for (int n = 0; n < NQ; ++n) {
@@ -330,9 +378,9 @@ void Step(const AttendTask& task, int64_t step, Overlap used, const StepTiles& t
   const int dim_vecs = padded / kLanes;
   int i = 0;
   for (; i + kValueVecs <= dim_vecs; i += kValueVecs) {
-    Values<F, NQ, kValueVecs>(tiles, i * kLanes, used.low, used.high, s.weights, padded, acc);
+    Values<F, NQ, kValueVecs>(tiles, i * kLanes, used.low, used.high, s.weights, padded, acc, ahead);
   }
-  for (; i < dim_vecs; ++i) Values<F, NQ, 1>(tiles, i * kLanes, used.low, used.high, s.weights, padded, acc);
+  for (; i < dim_vecs; ++i) Values<F, NQ, 1>(tiles, i * kLanes, used.low, used.high, s.weights, padded, acc, ahead);
 }
 
 template <Format F>
@@ -344,20 +392,22 @@ void Split(const AttendTask& task, int64_t split, int queries, int padded, State
   }
   const Range all = {VisibleSlots(task, 0).begin, VisibleSlots(task, task.rows - 1).end};
   const bool in_place = InPlace(task);
-  StepTiles tiles;
+  StepTiles here;
   for (int64_t step = split * kSplitSlots; step < (split + 1) * kSplitSlots && step < all.end; step += kStepSlots) {
     const Overlap used = Clip(all, step, kStepSlots);
     if (used.low >= used.high) continue;
+    Ahead ahead;
     if (in_place) {
-      LocateTiles<F>(task, step, used.low, used.high, tiles);
+      LocateTiles<F>(task, step, used.low, used.high, here);
+      if (step + 2 * kStepSlots <= all.end) LookAhead(task, step + kStepSlots, queries, ahead);
     } else {
-      GatherTiles<F>(task, step, used.low, used.high, padded, s, tiles);
+      GatherTiles<F>(task, step, used.low, used.high, padded, s, here);
     }
     int n = 0;
-    for (; n + kQueries <= queries; n += kQueries) Step<F, kQueries>(task, step, used, tiles, n, padded, s);
-    if (queries - n == 3) Step<F, 3>(task, step, used, tiles, n, padded, s);
-    if (queries - n == 2) Step<F, 2>(task, step, used, tiles, n, padded, s);
-    if (queries - n == 1) Step<F, 1>(task, step, used, tiles, n, padded, s);
+    for (; n + kQueries <= queries; n += kQueries) Step<F, kQueries>(task, step, used, here, ahead, n, padded, s);
+    if (queries - n == 3) Step<F, 3>(task, step, used, here, ahead, n, padded, s);
+    if (queries - n == 2) Step<F, 2>(task, step, used, here, ahead, n, padded, s);
+    if (queries - n == 1) Step<F, 1>(task, step, used, here, ahead, n, padded, s);
   }
 }
 
@@ -371,7 +421,7 @@ void Merge(float max, float sum, const float* acc, int padded, float& run_max, f
     return;
   }
   const float new_max = run_max > max ? run_max : max;
-  const Vec before = Exp2OrZero(Set(run_max - new_max)), now = Exp2OrZero(Set(max - new_max));
+  const Vec before = Exp2OfNegative(Set(run_max - new_max)), now = Exp2OfNegative(Set(max - new_max));
   for (int j = 0; j < padded; j += kLanes) Store(run_acc + j, Fma(Load(acc + j), now, Load(run_acc + j) * before));
   run_sum = run_sum * before[0] + sum * now[0];
   run_max = new_max;

@@ -65,7 +65,7 @@ void ExpSums(const float* logits, int64_t n, float max, float scale, double* blo
     const int64_t end = begin + kSampleBlock < n ? begin + kSampleBlock : n;
     DoubleSum sum;
     for (int64_t i = begin; i < end; i += kLanes) {
-      sum.Add(Exp2OrZero((LoadLogits(logits, i, end, -kInfinity) - top) * factor));
+      sum.Add(Exp2OfNegative((LoadLogits(logits, i, end, -kInfinity) - top) * factor));
     }
     block_sum[begin / kSampleBlock] = sum.Total();
   }
@@ -74,8 +74,8 @@ void ExpSums(const float* logits, int64_t n, float max, float scale, double* blo
 void Weights(const float* logits, int64_t n, float max, float scale, float* weights) {
   const Vec top = Set(max), factor = Set(scale * kLog2E);
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) Store(weights + i, Exp2OrZero((Load(logits + i) - top) * factor));
-  if (i < n) StorePart(weights + i, Exp2OrZero((LoadLogits(logits, i, n, -kInfinity) - top) * factor), n - i);
+  for (; i + kLanes <= n; i += kLanes) Store(weights + i, Exp2OfNegative((Load(logits + i) - top) * factor));
+  if (i < n) StorePart(weights + i, Exp2OfNegative((LoadLogits(logits, i, n, -kInfinity) - top) * factor), n - i);
 }
 
 int64_t Collect(const float* logits, int64_t n, float threshold, int32_t first_id, int32_t* ids, float* values) {

@@ -15,19 +15,39 @@ namespace {
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
 using Vec = __m512;
-inline Vec Load(const float* p) { return _mm512_loadu_ps(p); }
-inline void Store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
-inline Vec Set(float x) { return _mm512_set1_ps(x); }
-inline Vec Fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
-inline Vec Max(Vec a, Vec b) { return _mm512_maskz_max_ps(0xffff, a, b); }  // b when either is NaN
+inline Vec Load(const float* p) {
+  return _mm512_loadu_ps(p);
+}
+inline void Store(float* p, Vec v) {
+  _mm512_storeu_ps(p, v);
+}
+inline Vec Set(float x) {
+  return _mm512_set1_ps(x);
+}
+inline Vec Fma(Vec a, Vec b, Vec c) {
+  return _mm512_fmadd_ps(a, b, c);
+}
+inline Vec Max(Vec a, Vec b) {
+  return _mm512_maskz_max_ps(0xffff, a, b);
+}  // b when either is NaN
 #elif defined(__AVX2__)
 constexpr int kLanes = 8;
 using Vec = __m256;
-inline Vec Load(const float* p) { return _mm256_loadu_ps(p); }
-inline void Store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
-inline Vec Set(float x) { return _mm256_set1_ps(x); }
-inline Vec Fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
-inline Vec Max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+inline Vec Load(const float* p) {
+  return _mm256_loadu_ps(p);
+}
+inline void Store(float* p, Vec v) {
+  _mm256_storeu_ps(p, v);
+}
+inline Vec Set(float x) {
+  return _mm256_set1_ps(x);
+}
+inline Vec Fma(Vec a, Vec b, Vec c) {
+  return _mm256_fmadd_ps(a, b, c);
+}
+inline Vec Max(Vec a, Vec b) {
+  return _mm256_max_ps(a, b);
+}
 #else
 constexpr int kLanes = 4;
 typedef float Vec __attribute__((vector_size(16)));
@@ -36,10 +56,18 @@ inline Vec Load(const float* p) {
   __builtin_memcpy(&v, p, sizeof(v));
   return v;
 }
-inline void Store(float* p, Vec v) { __builtin_memcpy(p, &v, sizeof(v)); }
-inline Vec Set(float x) { return Vec{x, x, x, x}; }
-inline Vec Fma(Vec a, Vec b, Vec c) { return a * b + c; }
-inline Vec Max(Vec a, Vec b) { return a > b ? a : b; }
+inline void Store(float* p, Vec v) {
+  __builtin_memcpy(p, &v, sizeof(v));
+}
+inline Vec Set(float x) {
+  return Vec{x, x, x, x};
+}
+inline Vec Fma(Vec a, Vec b, Vec c) {
+  return a * b + c;
+}
+inline Vec Max(Vec a, Vec b) {
+  return a > b ? a : b;
+}
 #endif
 
 typedef int32_t IVec __attribute__((vector_size(kLanes * 4)));
@@ -48,8 +76,12 @@ typedef uint16_t HVec __attribute__((vector_size(kLanes * 2)));
 
 constexpr float kInfinity = __builtin_inff();
 
-inline Vec Zero() { return Set(0.0f); }
-inline UVec SetBits(uint32_t x) { return UVec{} + x; }
+inline Vec Zero() {
+  return Set(0.0f);
+}
+inline UVec SetBits(uint32_t x) {
+  return UVec{} + x;
+}
 
 inline IVec LaneIndex() {
   IVec v;
@@ -82,26 +114,39 @@ inline float MaxTree(__m256 a) {
 }
 #endif
 #if defined(__AVX512F__)
-inline __m256 LowHalf(Vec v) { return __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7); }
-inline __m256 HighHalf(Vec v) { return __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15); }
-inline float SumLanes(Vec v) { return SumTree(LowHalf(v) + HighHalf(v)); }
-inline float MaxLanes(Vec v) { return MaxTree(_mm256_max_ps(LowHalf(v), HighHalf(v))); }
+inline __m256 LowHalf(Vec v) {
+  return __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7);
+}
+inline __m256 HighHalf(Vec v) {
+  return __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+inline float SumLanes(Vec v) {
+  return SumTree(LowHalf(v) + HighHalf(v));
+}
+inline float MaxLanes(Vec v) {
+  return MaxTree(_mm256_max_ps(LowHalf(v), HighHalf(v)));
+}
 #elif defined(__AVX2__)
-inline float SumLanes(Vec v) { return SumTree(v); }
-inline float MaxLanes(Vec v) { return MaxTree(v); }
+inline float SumLanes(Vec v) {
+  return SumTree(v);
+}
+inline float MaxLanes(Vec v) {
+  return MaxTree(v);
+}
 #else
-inline float SumLanes(Vec v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+inline float SumLanes(Vec v) {
+  return (v[0] + v[2]) + (v[1] + v[3]);
+}
 inline float MaxLanes(Vec v) {
   const float a = v[0] > v[2] ? v[0] : v[2], b = v[1] > v[3] ? v[1] : v[3];
   return a > b ? a : b;
 }
 #endif
 
-// 2^x within 2 ulp for x in [-126, 127.5]; larger x as 127.5, smaller as -126; NaN stays NaN. x = n + f with f in [-1/2, 1/2]; 2^f by a
-// minimax polynomial (error 2e-9). The integer n comes out of the low mantissa bits of x + 1.5 * 2^23, biased by 127 for the exponent.
-inline Vec Exp2(Vec x) {
-  x = Max(Set(-126.0f), x);
-  x = x > Set(127.0f) ? Set(127.0f) : x;
+// 2^x within 2 ulp for x in [-126, 127.5]; larger x as 127.5, smaller as -126; NaN stays NaN. x = n + f with f in [-1/2, 1/2];
+// 2^f by a minimax polynomial (error 2e-9). The integer n comes out of the low mantissa bits of x + 1.5 * 2^23, biased by 127 for
+// the exponent.
+inline Vec Exp2Unchecked(Vec x) {
   const Vec magic = Set(12582912.0f + 127.0f);
   const Vec shifted = x + magic;
   const Vec f = x - (shifted - magic);
@@ -116,9 +161,14 @@ inline Vec Exp2(Vec x) {
   return y * two_n;
 }
 
-// 2^x that reaches zero: 0 for x < -126.
-inline Vec Exp2OrZero(Vec x) {
-  const Vec y = Exp2(x);
+inline Vec Exp2(Vec x) {
+  x = Max(Set(-126.0f), x);
+  return Exp2Unchecked(x > Set(127.0f) ? Set(127.0f) : x);
+}
+
+// 2^x for x <= 0 that reaches zero: 0 for x < -126. NaN stays NaN.
+inline Vec Exp2OfNegative(Vec x) {
+  const Vec y = Exp2Unchecked(x);
   return x < Set(-126.0f) ? Zero() : y;
 }
 
@@ -128,8 +178,12 @@ inline UVec LoadPairs(const uint16_t* p) {
   __builtin_memcpy(&v, p, sizeof(v));
   return v;
 }
-inline Vec FirstOfPairs(UVec pairs) { return (Vec)(pairs << 16); }
-inline Vec SecondOfPairs(UVec pairs) { return (Vec)(pairs & 0xffff0000u); }
+inline Vec FirstOfPairs(UVec pairs) {
+  return (Vec)(pairs << 16);
+}
+inline Vec SecondOfPairs(UVec pairs) {
+  return (Vec)(pairs & 0xffff0000u);
+}
 
 // Round to nearest even, NaN kept NaN, as kvasir::F32ToBF16; the bits are in the low half of each lane.
 inline UVec BF16Bits(Vec v) {
