@@ -26,8 +26,9 @@ Status OpenShard(const Fs& fs, const std::string& dir, const std::string& name, 
 }
 
 bool IsPlainName(std::string_view name) {
-  return !name.empty() && name.size() <= 255 && name != "." && name != ".." && name.find_first_of("/\\") == std::string_view::npos &&
-         name.find('\0') == std::string_view::npos && name.ends_with(".safetensors");
+  return !name.empty() && name.size() <= 255 && name != "." && name != ".." &&
+         name.find_first_of("/\\") == std::string_view::npos && name.find('\0') == std::string_view::npos &&
+         name.ends_with(".safetensors");
 }
 
 // tensor name -> shard name, by model.safetensors.index.json.
@@ -38,12 +39,14 @@ StatusOr<std::map<std::string, std::string>> ReadIndex(const Fs& fs, const std::
   const auto found = root->is_object() ? root->find("weight_map") : root->end();
   if (found == root->end() || !found->is_object() || found->empty())
     return InvalidArgument("{}: wanted an object \"weight_map\" of tensor names and the shard of each", kIndexFile);
-  if (found->size() > kMaxTensors) return InvalidArgument("{}: weight_map names {} tensors but the limit is {}", kIndexFile, found->size(), kMaxTensors);
+  if (found->size() > kMaxTensors)
+    return InvalidArgument("{}: weight_map names {} tensors but the limit is {}", kIndexFile, found->size(), kMaxTensors);
   std::map<std::string, std::string> weight_map;
   for (const auto& [tensor, shard] : found->items()) {
     if (!shard.is_string() || !IsPlainName(shard.get<std::string>()))
-      return InvalidArgument("{}: weight_map puts '{}' in {}; a shard is a plain name ending in .safetensors, in the same folder", kIndexFile,
-                             tensor.substr(0, 120), shard.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).substr(0, 120));
+      return InvalidArgument("{}: weight_map puts '{}' in {}; a shard is a plain name ending in .safetensors, in the same folder",
+                             kIndexFile, tensor.substr(0, 120),
+                             shard.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).substr(0, 120));
     weight_map.emplace(tensor, shard.get<std::string>());
   }
   return weight_map;
@@ -55,7 +58,8 @@ StatusOr<Checkpoint> OpenShards(const Fs& fs, const std::string& dir) {
   for (const auto& [tensor, shard] : weight_map) names.push_back(shard);
   std::sort(names.begin(), names.end());
   names.erase(std::unique(names.begin(), names.end()), names.end());
-  if (names.size() > kMaxShards) return InvalidArgument("{}: names {} shards but the limit is {}", kIndexFile, names.size(), kMaxShards);
+  if (names.size() > kMaxShards)
+    return InvalidArgument("{}: names {} shards but the limit is {}", kIndexFile, names.size(), kMaxShards);
 
   Checkpoint checkpoint;
   std::vector<std::string> problems;
@@ -101,8 +105,8 @@ StatusOr<Checkpoint> OpenCheckpoint(const Fs& fs, const std::string& dir) {
     for (const std::string& name : entries)
       if (name.ends_with(".safetensors") || name.ends_with(".bin") || name.ends_with(".pth") || name.ends_with(".gguf"))
         if (others.size() < 200) others += (others.empty() ? "" : ", ") + name;
-    return NotFound("{}: has neither {} nor {}{}; save the model with save_pretrained(..., safe_serialization=True)", dir, kSingleFile, kIndexFile,
-                    others.empty() ? "" : " (found: " + others + ")");
+    return NotFound("{}: has neither {} nor {}{}; save the model with save_pretrained(..., safe_serialization=True)", dir,
+                    kSingleFile, kIndexFile, others.empty() ? "" : " (found: " + others + ")");
   }
   Checkpoint checkpoint;
   if (const Status status = OpenShard(fs, dir, kSingleFile, &checkpoint); !status.ok()) return AtPlace(dir, status);

@@ -1,5 +1,5 @@
-// Checkpoint: the safetensors files of a model folder, opened and checked, with one lookup by tensor name over all of them. Nothing
-// of the weights is read yet. Used by weights loading.
+// Checkpoint: the safetensors files of a model folder, opened and checked, with one lookup by tensor name over all of them.
+// Nothing of the weights is read yet. Used by weights loading.
 //
 // A folder has model.safetensors, or shards named by model.safetensors.index.json; the single file wins, as it does in
 // transformers. Files of other formats (pickles, .bin, .pth) are never opened.
@@ -30,8 +30,8 @@ struct Checkpoint {
   std::map<std::string, Place, std::less<>> tensors;
 };
 
-// The error lists every problem of every file: unreadable or malformed shards, names the index puts in a shard that lacks them, and
-// shard names that are not plain file names.
+// The error lists every problem of every file: unreadable or malformed shards, names the index puts in a shard that lacks them,
+// and shard names that are not plain file names.
 StatusOr<Checkpoint> OpenCheckpoint(const Fs& fs, const std::string& dir);
 
 // One error out of many lines; at most 40 are shown, the rest counted.

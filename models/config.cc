@@ -16,8 +16,8 @@ namespace {
 using nlohmann::json;
 
 // Bounds on what a config may ask for. Far above any published model, and low enough that no product of them overflows 63 bits.
-constexpr int64_t kMaxWidth = 1 << 17;       // hidden_size
-constexpr int64_t kMaxFfn = 1 << 20;         // intermediate_size
+constexpr int64_t kMaxWidth = 1 << 17;  // hidden_size
+constexpr int64_t kMaxFfn = 1 << 20;    // intermediate_size
 constexpr int64_t kMaxLayers = 1024;
 constexpr int64_t kMaxHeads = 1024;
 constexpr int64_t kMaxHeadDim = 1024;
@@ -53,7 +53,8 @@ class Fields {
   }
   int64_t Int(std::string_view key, int64_t low, int64_t high) {
     const auto value = OptionalInt(key, low, high);
-    if (!value && Find(key) == nullptr) Fail(InvalidArgument("{}{} is missing; it is a whole number from {} to {}", where_, key, low, high));
+    if (!value && Find(key) == nullptr)
+      Fail(InvalidArgument("{}{} is missing; it is a whole number from {} to {}", where_, key, low, high));
     return value.value_or(low);
   }
   std::optional<double> OptionalReal(std::string_view key, double low, double high) {
@@ -68,7 +69,8 @@ class Fields {
   }
   double Real(std::string_view key, double low, double high) {
     const auto value = OptionalReal(key, low, high);
-    if (!value && Find(key) == nullptr) Fail(InvalidArgument("{}{} is missing; it is a number from {} to {}", where_, key, low, high));
+    if (!value && Find(key) == nullptr)
+      Fail(InvalidArgument("{}{} is missing; it is a number from {} to {}", where_, key, low, high));
     return value.value_or(low);
   }
   bool BoolOr(std::string_view key, bool otherwise) {
@@ -138,12 +140,13 @@ const Family* ParseFamily(Fields& fields, ModelConfig* config) {
     config->architecture = (*list)[0].get<std::string>().substr(0, 200);
     family = FindFamily(config->architecture);
     if (family == nullptr)
-      fields.Fail(InvalidArgument("architectures: '{}' is not supported; supported: {}", config->architecture, SupportedArchitectures()));
+      fields.Fail(
+          InvalidArgument("architectures: '{}' is not supported; supported: {}", config->architecture, SupportedArchitectures()));
   } else {
     family = FindFamilyByModelType(config->model_type);
     if (family == nullptr)
-      fields.Fail(InvalidArgument("architectures is missing and model_type '{}' does not tell it; supported: {}", config->model_type,
-                                  SupportedArchitectures()));
+      fields.Fail(InvalidArgument("architectures is missing and model_type '{}' does not tell it; supported: {}",
+                                  config->model_type, SupportedArchitectures()));
   }
   if (family == nullptr) return nullptr;
   if (!config->model_type.empty() && config->model_type != family->model_type)
@@ -165,19 +168,22 @@ void ParseShape(Fields& fields, const Family& family, ModelConfig* config) {
   config->vocab_size = fields.Int("vocab_size", 1, kMaxVocab);
   config->max_position_embeddings = fields.Int("max_position_embeddings", 1, kMaxPositions);
   if (config->num_q_heads % config->num_kv_heads != 0)
-    fields.Fail(InvalidArgument("num_attention_heads is {}, which is not a multiple of num_key_value_heads {}", config->num_q_heads,
-                                config->num_kv_heads));
+    fields.Fail(InvalidArgument("num_attention_heads is {}, which is not a multiple of num_key_value_heads {}",
+                                config->num_q_heads, config->num_kv_heads));
   if (const auto head_dim = fields.OptionalInt("head_dim", 2, kMaxHeadDim)) {
     config->head_dim = static_cast<int>(*head_dim);
   } else if (config->hidden_size % config->num_q_heads != 0) {
-    fields.Fail(InvalidArgument("hidden_size {} is not a multiple of num_attention_heads {}, and head_dim is not given", config->hidden_size,
-                                config->num_q_heads));
+    fields.Fail(InvalidArgument("hidden_size {} is not a multiple of num_attention_heads {}, and head_dim is not given",
+                                config->hidden_size, config->num_q_heads));
   } else {
     const int64_t derived = config->hidden_size / config->num_q_heads;
-    if (derived > kMaxHeadDim) fields.Fail(InvalidArgument("head_dim (hidden_size / num_attention_heads) is {} but the limit is {}", derived, kMaxHeadDim));
+    if (derived > kMaxHeadDim)
+      fields.Fail(
+          InvalidArgument("head_dim (hidden_size / num_attention_heads) is {} but the limit is {}", derived, kMaxHeadDim));
     config->head_dim = static_cast<int>(std::min(derived, kMaxHeadDim));
   }
-  if (config->head_dim % 2 != 0) fields.Fail(InvalidArgument("head_dim is {}; rotary embedding needs an even one", config->head_dim));
+  if (config->head_dim % 2 != 0)
+    fields.Fail(InvalidArgument("head_dim is {}; rotary embedding needs an even one", config->head_dim));
 }
 
 RopeScaling ParseRopeKind(Fields& rope, const std::string& name, std::string_view where, const ModelConfig& config) {
@@ -191,9 +197,11 @@ RopeScaling ParseRopeKind(Fields& rope, const std::string& name, std::string_vie
     scaling.original_max_position = config.max_position_embeddings;
     const auto original = rope.OptionalInt("original_max_position_embeddings", 1, kMaxPositions);
     if (original && *original != config.max_position_embeddings)
-      rope.Fail(InvalidArgument("{}original_max_position_embeddings is {} but max_position_embeddings is {}; for rope type '{}' they must be equal",
-                                where, *original, config.max_position_embeddings, name));
-    if (scaling.kind == Kind::kDynamic && config.head_dim <= 2) rope.Fail(InvalidArgument("{}type 'dynamic' needs head_dim above 2", where));
+      rope.Fail(InvalidArgument(
+          "{}original_max_position_embeddings is {} but max_position_embeddings is {}; for rope type '{}' they must be equal",
+          where, *original, config.max_position_embeddings, name));
+    if (scaling.kind == Kind::kDynamic && config.head_dim <= 2)
+      rope.Fail(InvalidArgument("{}type 'dynamic' needs head_dim above 2", where));
     return scaling;
   }
   if (name == "llama3") {
@@ -223,9 +231,12 @@ void ParseRope(Fields& fields, ModelConfig* config, Status* status) {
   const json* chosen = parameters != nullptr ? parameters : scaling;
   if (chosen == nullptr) return;
   const std::string where = parameters != nullptr ? "rope_parameters." : "rope_scaling.";
-  if (!chosen->is_object()) return fields.Fail(InvalidArgument("{} is {}; wanted an object or null", where.substr(0, where.size() - 1), Shown(*chosen)));
+  if (!chosen->is_object())
+    return fields.Fail(InvalidArgument("{} is {}; wanted an object or null", where.substr(0, where.size() - 1), Shown(*chosen)));
   for (const auto& [key, value] : chosen->items())
-    if (value.is_object()) return fields.Fail(InvalidArgument("{}{} is an object; rotary parameters per layer type are not supported", where, key.substr(0, 80)));
+    if (value.is_object())
+      return fields.Fail(
+          InvalidArgument("{}{} is an object; rotary parameters per layer type are not supported", where, key.substr(0, 80)));
   Fields rope(*chosen, where, status);
   const std::string old_name = rope.StringOr("type", ""), new_name = rope.StringOr("rope_type", "");
   if (!old_name.empty() && !new_name.empty() && old_name != new_name)
@@ -253,8 +264,9 @@ void ParseWindow(Fields& fields, const Family& family, ModelConfig* config) {
   if (!types->is_array()) return fields.Fail(InvalidArgument("layer_types is {}; wanted a list of strings", Shown(*types)));
   for (const json& type : *types)
     if (!type.is_string() || type.get<std::string>() != wanted)
-      return fields.Fail(InvalidArgument("layer_types holds {}; for {} with sliding_window {} only '{}' in every layer is supported", Shown(type),
-                                         family.architecture, config->sliding_window, wanted));
+      return fields.Fail(
+          InvalidArgument("layer_types holds {}; for {} with sliding_window {} only '{}' in every layer is supported",
+                          Shown(type), family.architecture, config->sliding_window, wanted));
 }
 
 void ParseVariants(Fields& fields, const Family& family, ModelConfig* config) {
@@ -270,12 +282,15 @@ void ParseVariants(Fields& fields, const Family& family, ModelConfig* config) {
   config->attention_bias = fields.BoolOr("attention_bias", false);
   config->mlp_bias = fields.BoolOr("mlp_bias", false);
   if (!family.bias_options && (config->attention_bias || config->mlp_bias))
-    fields.Fail(InvalidArgument("{} is true but {} has no biases", config->attention_bias ? "attention_bias" : "mlp_bias", family.architecture));
+    fields.Fail(InvalidArgument("{} is true but {} has no biases", config->attention_bias ? "attention_bias" : "mlp_bias",
+                                family.architecture));
   config->tie_word_embeddings = fields.BoolOr("tie_word_embeddings", false);
-  if (fields.BoolOr("is_encoder_decoder", false)) fields.Fail(InvalidArgument("is_encoder_decoder is true; only decoders are supported"));
+  if (fields.BoolOr("is_encoder_decoder", false))
+    fields.Fail(InvalidArgument("is_encoder_decoder is true; only decoders are supported"));
   if (fields.OptionalInt("num_local_experts", 0, 1 << 20).value_or(0) > 1)
     fields.Fail(InvalidArgument("num_local_experts: mixtures of experts are not supported"));
-  config->rms_norm_eps = static_cast<float>(fields.OptionalReal("rms_norm_eps", 1e-12, 1.0).value_or(family.default_rms_norm_eps));
+  config->rms_norm_eps =
+      static_cast<float>(fields.OptionalReal("rms_norm_eps", 1e-12, 1.0).value_or(family.default_rms_norm_eps));
   std::string dtype = fields.StringOr("dtype", fields.StringOr("torch_dtype", "float32"));
   if (dtype.starts_with("torch.")) dtype = dtype.substr(6);
   if (dtype == "float32" || dtype == "float" || dtype == "auto") {
@@ -285,8 +300,8 @@ void ParseVariants(Fields& fields, const Family& family, ModelConfig* config) {
   } else if (dtype == "bfloat16") {
     config->dtype = DType::kBF16;
   } else {
-    fields.Fail(InvalidArgument("{} '{}' is not supported; supported: float32, float16, bfloat16", fields.Find("dtype") ? "dtype" : "torch_dtype",
-                                dtype));
+    fields.Fail(InvalidArgument("{} '{}' is not supported; supported: float32, float16, bfloat16",
+                                fields.Find("dtype") ? "dtype" : "torch_dtype", dtype));
   }
 }
 
@@ -337,7 +352,8 @@ StatusOr<ModelConfig> ParseModelConfig(std::string_view config_json, std::string
   }
   // An end token outside the vocabulary cannot be generated; such configs exist, so it is dropped rather than refused.
   std::erase_if(config.eos_token_ids, [&](int32_t id) {
-    if (id >= config.vocab_size) spdlog::warn("eos_token_id {} is outside the vocabulary of {} and is ignored", id, config.vocab_size);
+    if (id >= config.vocab_size)
+      spdlog::warn("eos_token_id {} is outside the vocabulary of {} and is ignored", id, config.vocab_size);
     return id >= config.vocab_size;
   });
   if (config.bos_token_id && *config.bos_token_id >= config.vocab_size) config.bos_token_id.reset();

@@ -21,8 +21,8 @@ struct RopeScaling {
 };
 
 struct ModelConfig {
-  std::string architecture;    // "LlamaForCausalLM"
-  std::string model_type;      // "llama"
+  std::string architecture;  // "LlamaForCausalLM"
+  std::string model_type;    // "llama"
   int64_t hidden_size = 0;
   int64_t intermediate_size = 0;
   int num_layers = 0;
@@ -34,11 +34,11 @@ struct ModelConfig {
   float rms_norm_eps = 1e-6f;
   double rope_theta = 10000.0;
   RopeScaling rope_scaling;
-  int sliding_window = 0;      // 0 = none
+  int sliding_window = 0;  // 0 = none
   bool tie_word_embeddings = false;
   bool attention_bias = false;
   bool mlp_bias = false;
-  DType dtype = DType::kF32;   // as stored
+  DType dtype = DType::kF32;           // as stored
   std::vector<int32_t> eos_token_ids;  // generation_config.json's list wins over config.json's
   std::optional<int32_t> bos_token_id;
 

@@ -24,13 +24,19 @@ constexpr TensorNames kLlamaNames = {
 // Defaults are those of the configuration classes of transformers: what a missing field means to everybody else.
 constexpr std::array<Family, 2> kFamilies = {{
     {.architecture = "LlamaForCausalLM", .model_type = "llama", .bias_options = true, .names = kLlamaNames},
-    {.architecture = "MistralForCausalLM", .model_type = "mistral", .sliding_window = true, .default_window = 4096, .default_kv_heads = 8,
+    {.architecture = "MistralForCausalLM",
+     .model_type = "mistral",
+     .sliding_window = true,
+     .default_window = 4096,
+     .default_kv_heads = 8,
      .names = kLlamaNames},
 }};
 
 }  // namespace
 
-std::span<const Family> Families() { return kFamilies; }
+std::span<const Family> Families() {
+  return kFamilies;
+}
 
 const Family* FindFamily(std::string_view architecture) {
   for (const Family& family : kFamilies)

@@ -1,5 +1,5 @@
-// The families table: what differs between the architectures that the one decoder loop in models/model.cc can run, one row of data
-// each. Used by config parsing (what is allowed) and weights loading (tensor names). A new family that fits is a new row.
+// The families table: what differs between the architectures that the one decoder loop in models/model.cc can run, one row of
+// data each. Used by config parsing (what is allowed) and weights loading (tensor names). A new family that fits is a new row.
 #pragma once
 
 #include <span>

@@ -32,8 +32,10 @@ class PosixFile : public File {
       if (got < 0 && errno == EINTR) continue;
       if (got < 0) return ErrnoStatus(errno, path_, "read");
       if (got == 0)
-        return DataLoss("{}: ends at byte {} but bytes up to {} are needed; the file was cut while it was read, or its download is "
-                        "incomplete: fetch it again", path_, offset, end);
+        return DataLoss(
+            "{}: ends at byte {} but bytes up to {} are needed; the file was cut while it was read, or its download is "
+            "incomplete: fetch it again",
+            path_, offset, end);
       next += got;
       offset += got;
       bytes -= got;

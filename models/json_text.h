@@ -1,5 +1,5 @@
-// Strict JSON for files that come from outside: config.json, generation_config.json and the shard index. Refuses duplicate keys at
-// any level, nesting beyond a limit, bytes after the value and invalid UTF-8; the error says where. Throws nothing.
+// Strict JSON for files that come from outside: config.json, generation_config.json and the shard index. Refuses duplicate keys
+// at any level, nesting beyond a limit, bytes after the value and invalid UTF-8; the error says where. Throws nothing.
 #pragma once
 
 #include <nlohmann/json_fwd.hpp>

@@ -21,7 +21,9 @@ constexpr int64_t kRopeFillPositions = 1024;  // rotary rows computed at a time
 constexpr int64_t kMaxStepTokens = 1 << 20;
 constexpr int64_t kMaxLogitsRows = 1 << 16;
 
-const Weight* OrNull(const std::optional<Weight>& weight) { return weight ? &*weight : nullptr; }
+const Weight* OrNull(const std::optional<Weight>& weight) {
+  return weight ? &*weight : nullptr;
+}
 
 // The decoder of the families table: pre-norm, rotary grouped-query attention, gated SiLU.
 class Decoder : public Model {
@@ -53,8 +55,9 @@ class Decoder : public Model {
   // What the values in a KV cache depend on: weights, the way they are computed with, and how positions are rotated.
   std::string fingerprint() const override {
     const DeviceInfo info = device_->Info();
-    std::string identity = fmt::format("{} {} {} {} {} {} {}", weights_.hash, config_.architecture, Name(weights_.dtype), info.backend,
-                                       info.name.substr(0, info.name.find(',')), config_.rms_norm_eps, config_.sliding_window);
+    std::string identity =
+        fmt::format("{} {} {} {} {} {} {}", weights_.hash, config_.architecture, Name(weights_.dtype), info.backend,
+                    info.name.substr(0, info.name.find(',')), config_.rms_norm_eps, config_.sliding_window);
     for (const double f : frequencies_) identity += fmt::format(" {:a}", f);
     const XXH128_hash_t hash = XXH3_128bits(identity.data(), identity.size());
     return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
@@ -135,15 +138,19 @@ Status Decoder::CheckInput(const ForwardInput& input) const {
   }
   int64_t next_row = 0;
   for (const SequenceSlice& slice : input.slices) {
-    if (slice.first_row != next_row || slice.num_rows <= 0 || slice.kv < 0 || static_cast<size_t>(slice.kv) >= input.kv.tables.size())
-      return InvalidArgument("slice of {} rows at row {} with KV table {}: slices must follow one another and name one of {} tables", slice.num_rows,
-                             slice.first_row, slice.kv, input.kv.tables.size());
+    if (slice.first_row != next_row || slice.num_rows <= 0 || slice.kv < 0 ||
+        static_cast<size_t>(slice.kv) >= input.kv.tables.size())
+      return InvalidArgument(
+          "slice of {} rows at row {} with KV table {}: slices must follow one another and name one of {} tables", slice.num_rows,
+          slice.first_row, slice.kv, input.kv.tables.size());
     next_row += slice.num_rows;
   }
   if (next_row != static_cast<int64_t>(rows)) return InvalidArgument("slices cover {} of {} rows", next_row, rows);
   const KvLayout& layout = input.kv.layout;
-  if (layout.num_layers != config_.num_layers || layout.num_kv_heads != config_.num_kv_heads || layout.head_dim != config_.head_dim)
-    return InvalidArgument("the KV layout is for another model: {} layers, {} heads of {}", layout.num_layers, layout.num_kv_heads, layout.head_dim);
+  if (layout.num_layers != config_.num_layers || layout.num_kv_heads != config_.num_kv_heads ||
+      layout.head_dim != config_.head_dim)
+    return InvalidArgument("the KV layout is for another model: {} layers, {} heads of {}", layout.num_layers,
+                           layout.num_kv_heads, layout.head_dim);
   return OkStatus();
 }
 
@@ -171,7 +178,8 @@ Status Decoder::Forward(const ForwardInput& input) {
   const int ffn = static_cast<int>(config_.intermediate_size);
   const float eps = config_.rms_norm_eps;
   const RopeTable rope = {rope_cos_, rope_sin_, config_.head_dim, max_model_len_};
-  const AttentionParams attention = {config_.num_q_heads, static_cast<float>(1.0 / std::sqrt(config_.head_dim)), config_.sliding_window};
+  const AttentionParams attention = {config_.num_q_heads, static_cast<float>(1.0 / std::sqrt(config_.head_dim)),
+                                     config_.sliding_window};
 
   device_->Embed(weights_.embed, input.token_ids, residual_);
   const float* delta = nullptr;
@@ -209,8 +217,10 @@ Status CheckOptions(const ModelConfig& config, const LoadOptions& options) {
   if (options.max_logits_rows < 1 || options.max_logits_rows > kMaxLogitsRows)
     return InvalidArgument("max_logits_rows is {}; wanted 1 to {}", options.max_logits_rows, kMaxLogitsRows);
   if (options.max_model_len < 0 || options.max_model_len > config.max_context())
-    return InvalidArgument("max_model_len is {} but the model holds at most {} tokens (max_position_embeddings and rope scaling of config.json); "
-                           "ask for less", options.max_model_len, config.max_context());
+    return InvalidArgument(
+        "max_model_len is {} but the model holds at most {} tokens (max_position_embeddings and rope scaling of config.json); "
+        "ask for less",
+        options.max_model_len, config.max_context());
   return OkStatus();
 }
 
@@ -244,7 +254,8 @@ StatusOr<std::unique_ptr<Model>> Model::Load(const std::string& dir, Device* dev
 
   const Family* family = FindFamily(config->architecture);
   KVASIR_CHECK(family != nullptr, "{} passed ParseModelConfig", config->architecture);
-  KVASIR_ASSIGN_OR_RETURN(ModelWeights weights, LoadWeights(*checkpoint, dir, *config, *family, device, {options.dtype, options.progress}));
+  KVASIR_ASSIGN_OR_RETURN(ModelWeights weights,
+                          LoadWeights(*checkpoint, dir, *config, *family, device, {options.dtype, options.progress}));
   LoadOptions chosen = options;
   if (chosen.max_model_len == 0) chosen.max_model_len = config->max_position_embeddings;
   auto model = std::make_unique<Decoder>(device, std::move(*config), *defaults, std::move(weights), chosen);

@@ -14,20 +14,20 @@
 namespace kvasir {
 
 struct ForwardInput {
-  std::span<const int32_t> token_ids;   // [num_tokens], all slices one after another
-  std::span<const int32_t> positions;   // [num_tokens]: place of each token in its text (RoPE)
+  std::span<const int32_t> token_ids;  // [num_tokens], all slices one after another
+  std::span<const int32_t> positions;  // [num_tokens]: place of each token in its text (RoPE)
   std::span<const SequenceSlice> slices;
-  PagedKv kv;                            // slots for these tokens are already reserved
+  PagedKv kv;  // slots for these tokens are already reserved
 };
 
 struct LoadOptions {
-  std::optional<DType> dtype;            // nullopt = as stored ("auto")
-  int max_step_tokens = 512;             // rows the activations are sized for
-  int max_logits_rows = 64;              // rows of logits computed at a time
-  // Longest text that will be served; 0 = max_position_embeddings. Positions at or beyond it are refused. With dynamic NTK scaling
-  // the rotation of every position depends on it (models/rope.h), so it is part of the fingerprint.
+  std::optional<DType> dtype;  // nullopt = as stored ("auto")
+  int max_step_tokens = 512;   // rows the activations are sized for
+  int max_logits_rows = 64;    // rows of logits computed at a time
+  // Longest text that will be served; 0 = max_position_embeddings. Positions at or beyond it are refused. With dynamic NTK
+  // scaling the rotation of every position depends on it (models/rope.h), so it is part of the fingerprint.
   int64_t max_model_len = 0;
-  const Fs* fs = nullptr;                // nullptr = the real file system
+  const Fs* fs = nullptr;                                                // nullptr = the real file system
   std::function<void(double fraction, std::string_view what)> progress;  // called from the loading thread
 };
 
@@ -40,14 +40,15 @@ class Model {
   virtual const ModelConfig& config() const = 0;
   virtual const GenerationDefaults& generation_defaults() const = 0;
   virtual KvLayout kv_layout(int block_tokens, std::optional<DType> kv_dtype) const = 0;
-  virtual std::string fingerprint() const = 0;       // of weights and numerics: cached KV is valid only under the same one
+  virtual std::string fingerprint() const = 0;  // of weights and numerics: cached KV is valid only under the same one
   virtual size_t weight_bytes() const = 0;
-  virtual int64_t max_model_len() const = 0;         // positions are below this
+  virtual int64_t max_model_len() const = 0;  // positions are below this
 
   // Computes the final hidden state of every row and appends the KV of its tokens. May return before the device is done; an input
   // that does not fit (too many rows, an id or position out of range) is refused before anything runs.
   virtual Status Forward(const ForwardInput& input) = 0;
-  // Logits [rows.size(), vocab_size] of rows of the last Forward; rows.size() <= max_logits_rows. Device memory, valid until the next call.
+  // Logits [rows.size(), vocab_size] of rows of the last Forward; rows.size() <= max_logits_rows. Device memory, valid until the
+  // next call.
   virtual StatusOr<const float*> Logits(std::span<const int32_t> rows) = 0;
 };
 

@@ -26,7 +26,8 @@ std::vector<double> RopeFrequencies(const ModelConfig& config, int64_t max_model
       if (wavelength > original / scaling.low_freq_factor) {
         f /= scaling.factor;
       } else if (wavelength >= original / scaling.high_freq_factor) {
-        const double keep = (original / wavelength - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor);
+        const double keep =
+            (original / wavelength - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor);
         f = (1 - keep) * f / scaling.factor + keep * f;
       }
     }

@@ -7,8 +7,9 @@
 //
 // Dynamic NTK as published rotates all keys anew whenever the text grows: a cached key would be wrong one token later, and an
 // answer would depend on chunking. Here L is fixed when the model is loaded: the longest text the server will accept
-// (LoadOptions::max_model_len), or the original length if that is longer. So while max_model_len is at most the original length the result is the
-// published one; with a longer max_model_len every position uses the one base of that length, and KV may be cached and shared.
+// (LoadOptions::max_model_len), or the original length if that is longer. So while max_model_len is at most the original length
+// the result is the published one; with a longer max_model_len every position uses the one base of that length, and KV may be
+// cached and shared.
 #pragma once
 
 #include <cstdint>

@@ -14,13 +14,16 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "the format is little-endian and values are used as stored");
 
 constexpr std::array<StoredType, 22> kStoredTypes = {{
-    {"BOOL", 8, {}}, {"F4", 4, {}}, {"F6_E2M3", 6, {}}, {"F6_E3M2", 6, {}}, {"U8", 8, {}}, {"I8", 8, {}}, {"F8_E5M2", 8, {}},
-    {"F8_E4M3", 8, {}}, {"F8_E8M0", 8, {}}, {"F8_E4M3FNUZ", 8, {}}, {"F8_E5M2FNUZ", 8, {}}, {"I16", 16, {}}, {"U16", 16, {}},
-    {"F16", 16, DType::kF16}, {"BF16", 16, DType::kBF16}, {"I32", 32, {}}, {"U32", 32, {}}, {"F32", 32, DType::kF32},
-    {"C64", 64, {}}, {"F64", 64, {}}, {"I64", 64, {}}, {"U64", 64, {}},
+    {"BOOL", 8, {}},        {"F4", 4, {}},      {"F6_E2M3", 6, {}},       {"F6_E3M2", 6, {}},       {"U8", 8, {}},
+    {"I8", 8, {}},          {"F8_E5M2", 8, {}}, {"F8_E4M3", 8, {}},       {"F8_E8M0", 8, {}},       {"F8_E4M3FNUZ", 8, {}},
+    {"F8_E5M2FNUZ", 8, {}}, {"I16", 16, {}},    {"U16", 16, {}},          {"F16", 16, DType::kF16}, {"BF16", 16, DType::kBF16},
+    {"I32", 32, {}},        {"U32", 32, {}},    {"F32", 32, DType::kF32}, {"C64", 64, {}},          {"F64", 64, {}},
+    {"I64", 64, {}},        {"U64", 64, {}},
 }};
 
-std::string Shown(const std::string& name) { return name.size() <= 120 ? name : name.substr(0, 117) + "..."; }
+std::string Shown(const std::string& name) {
+  return name.size() <= 120 ? name : name.substr(0, 117) + "...";
+}
 
 // Receives the parse events of a header: {"name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ...}.
 // Anything that does not fit is refused on the spot, so memory is bounded by the tensors accepted so far.
@@ -84,7 +87,8 @@ class HeaderReader {
     bool fresh = true;
     switch (place_) {
       case Place::kTop:
-        fresh = name == "__metadata__" ? !std::exchange(has_metadata_, true) : header_->index.emplace(name, header_->index.size()).second;
+        fresh = name == "__metadata__" ? !std::exchange(has_metadata_, true)
+                                       : header_->index.emplace(name, header_->index.size()).second;
         break;
       case Place::kMetadata:
         fresh = header_->metadata.emplace(name, "").second;
@@ -122,10 +126,11 @@ class HeaderReader {
       case Place::kTensor:
         return Fail(InvalidArgument("tensor '{}': field '{}' cannot be {}", Shown(tensor_.name), key_, found));
       case Place::kShape:
-        return Fail(InvalidArgument("tensor '{}': shape holds {}; wanted at most {} non-negative whole numbers", Shown(tensor_.name), found,
-                                    kMaxRank));
+        return Fail(InvalidArgument("tensor '{}': shape holds {}; wanted at most {} non-negative whole numbers",
+                                    Shown(tensor_.name), found, kMaxRank));
       case Place::kOffsets:
-        return Fail(InvalidArgument("tensor '{}': data_offsets holds {}; wanted two non-negative whole numbers", Shown(tensor_.name), found));
+        return Fail(InvalidArgument("tensor '{}': data_offsets holds {}; wanted two non-negative whole numbers",
+                                    Shown(tensor_.name), found));
     }
     return false;
   }
@@ -154,13 +159,13 @@ Status CheckSize(const StoredTensor& tensor) {
   const std::string name = Shown(tensor.name);
   const std::optional<uint64_t> bytes = ByteSize(tensor);
   if (!bytes)
-    return InvalidArgument("tensor '{}': the size of shape {} of {} overflows or is no whole number of bytes", name, tensor.ShapeText(),
-                           tensor.type->name);
+    return InvalidArgument("tensor '{}': the size of shape {} of {} overflows or is no whole number of bytes", name,
+                           tensor.ShapeText(), tensor.type->name);
   if (tensor.end < tensor.begin)
     return InvalidArgument("tensor '{}': data_offsets [{}, {}] end before they begin", name, tensor.begin, tensor.end);
   if (tensor.end - tensor.begin != *bytes)
-    return InvalidArgument("tensor '{}' has {} bytes by its data_offsets [{}, {}] but shape {} of {} needs {}", name, tensor.end - tensor.begin,
-                           tensor.begin, tensor.end, tensor.ShapeText(), tensor.type->name, *bytes);
+    return InvalidArgument("tensor '{}' has {} bytes by its data_offsets [{}, {}] but shape {} of {} needs {}", name,
+                           tensor.end - tensor.begin, tensor.begin, tensor.end, tensor.ShapeText(), tensor.type->name, *bytes);
   return OkStatus();
 }
 
@@ -176,11 +181,11 @@ Status CheckLayout(uint64_t data_start, uint64_t file_size, SafetensorsHeader* h
   for (size_t i = 0; i < tensors.size(); ++i) {
     StoredTensor& tensor = tensors[i];
     if (tensor.begin != next)
-      return InvalidArgument("tensor '{}' begins at data byte {} but the one before it ends at {}: {}", Shown(tensor.name), tensor.begin, next,
-                             tensor.begin < next ? "they overlap" : "there is a gap");
+      return InvalidArgument("tensor '{}' begins at data byte {} but the one before it ends at {}: {}", Shown(tensor.name),
+                             tensor.begin, next, tensor.begin < next ? "they overlap" : "there is a gap");
     if (tensor.end > data_bytes)
-      return DataLoss("tensor '{}' ends at data byte {} but the file has only {}; it is truncated: fetch it again", Shown(tensor.name), tensor.end,
-                      data_bytes);
+      return DataLoss("tensor '{}' ends at data byte {} but the file has only {}; it is truncated: fetch it again",
+                      Shown(tensor.name), tensor.end, data_bytes);
     next = tensor.end;
     tensor.begin += data_start;
     tensor.end += data_start;
@@ -196,8 +201,10 @@ StatusOr<uint64_t> HeaderLength(const std::byte (&field)[8], uint64_t file_size)
   uint64_t length;
   std::memcpy(&length, field, 8);
   if (length > kMaxSafetensorsHeader)
-    return InvalidArgument("header length is {} but the limit is {}; this is not a safetensors file", length, kMaxSafetensorsHeader);
-  if (length > file_size - 8) return DataLoss("header length is {} but the file has only {} bytes; it is truncated: fetch it again", length, file_size);
+    return InvalidArgument("header length is {} but the limit is {}; this is not a safetensors file", length,
+                           kMaxSafetensorsHeader);
+  if (length > file_size - 8)
+    return DataLoss("header length is {} but the file has only {} bytes; it is truncated: fetch it again", length, file_size);
   return length;
 }
 
@@ -213,7 +220,9 @@ const StoredType* FindStoredType(std::string_view name) {
   return nullptr;
 }
 
-std::string StoredTensor::ShapeText() const { return fmt::format("[{}]", fmt::join(shape, ", ")); }
+std::string StoredTensor::ShapeText() const {
+  return fmt::format("[{}]", fmt::join(shape, ", "));
+}
 
 const StoredTensor* SafetensorsHeader::Find(std::string_view name) const {
   const auto found = index.find(name);

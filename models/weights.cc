@@ -20,7 +20,7 @@ struct Part {
   std::string name;
   int64_t rows = 0, cols = 0;  // a vector has rows = 1 and is stored as [cols]
   Checkpoint::Place place;
-  size_t offset = 0;           // in the buffer of its group
+  size_t offset = 0;  // in the buffer of its group
   XXH128_hash_t hash = {};
 };
 
@@ -36,7 +36,8 @@ struct Group {
 // The list of everything to load, with every problem found on the way.
 class Plan {
  public:
-  Plan(const Checkpoint& checkpoint, const ModelConfig& config, const Family& family) : checkpoint_(checkpoint), config_(config), names_(family.names) {}
+  Plan(const Checkpoint& checkpoint, const ModelConfig& config, const Family& family)
+      : checkpoint_(checkpoint), config_(config), names_(family.names) {}
 
   void Build(ModelWeights* weights) {
     const int64_t hidden = config_.hidden_size;
@@ -59,7 +60,8 @@ class Plan {
     }
     const size_t num_extra = extra.size();
     extra.resize(std::min<size_t>(num_extra, 5));
-    if (num_extra > 0) spdlog::warn("{}: {} tensors are not part of the model and are ignored: {}", dir, num_extra, fmt::join(extra, ", "));
+    if (num_extra > 0)
+      spdlog::warn("{}: {} tensors are not part of the model and are ignored: {}", dir, num_extra, fmt::join(extra, ", "));
     return OkStatus();
   }
 
@@ -68,15 +70,20 @@ class Plan {
  private:
   void AddLayer(const std::string& prefix, LayerWeights* layer) {
     const int64_t hidden = config_.hidden_size, ffn = config_.intermediate_size;
-    const int64_t q_rows = int64_t{config_.num_q_heads} * config_.head_dim, kv_rows = int64_t{config_.num_kv_heads} * config_.head_dim;
-    const auto weight = [&](std::string_view name, int64_t rows, int64_t cols) { return Part{fmt::format("{}{}.weight", prefix, name), rows, cols}; };
+    const int64_t q_rows = int64_t{config_.num_q_heads} * config_.head_dim,
+                  kv_rows = int64_t{config_.num_kv_heads} * config_.head_dim;
+    const auto weight = [&](std::string_view name, int64_t rows, int64_t cols) {
+      return Part{fmt::format("{}{}.weight", prefix, name), rows, cols};
+    };
     const auto bias = [&](std::string_view name, int64_t cols) { return Part{fmt::format("{}{}.bias", prefix, name), 1, cols}; };
     using Kind = Group::Kind;
     AddGroup(Kind::kVector, &layer->input_norm, {weight(names_.input_norm, 1, hidden)});
-    AddGroup(Kind::kLinear, &layer->qkv, {weight(names_.q, q_rows, hidden), weight(names_.k, kv_rows, hidden), weight(names_.v, kv_rows, hidden)});
+    AddGroup(Kind::kLinear, &layer->qkv,
+             {weight(names_.q, q_rows, hidden), weight(names_.k, kv_rows, hidden), weight(names_.v, kv_rows, hidden)});
     AddGroup(Kind::kLinear, &layer->o, {weight(names_.o, hidden, q_rows)});
     if (config_.attention_bias) {
-      AddGroup(Kind::kVector, &layer->qkv_bias.emplace(), {bias(names_.q, q_rows), bias(names_.k, kv_rows), bias(names_.v, kv_rows)});
+      AddGroup(Kind::kVector, &layer->qkv_bias.emplace(),
+               {bias(names_.q, q_rows), bias(names_.k, kv_rows), bias(names_.v, kv_rows)});
       AddGroup(Kind::kVector, &layer->o_bias.emplace(), {bias(names_.o, hidden)});
     }
     AddGroup(Kind::kVector, &layer->post_norm, {weight(names_.post_norm, 1, hidden)});
@@ -116,10 +123,11 @@ class Plan {
     if (kind == Group::Kind::kVector) shape.erase(shape.begin());
     const bool fits = tensor.shape == shape;
     if (!fits)
-      problems_.push_back(fmt::format("{}: tensor '{}' has shape {} but config.json asks for [{}]", file, part->name, tensor.ShapeText(),
-                                      fmt::join(shape, ", ")));
+      problems_.push_back(fmt::format("{}: tensor '{}' has shape {} but config.json asks for [{}]", file, part->name,
+                                      tensor.ShapeText(), fmt::join(shape, ", ")));
     if (!tensor.type->usable)
-      problems_.push_back(fmt::format("{}: tensor '{}' has dtype {}; supported: F32, F16, BF16", file, part->name, tensor.type->name));
+      problems_.push_back(
+          fmt::format("{}: tensor '{}' has dtype {}; supported: F32, F16, BF16", file, part->name, tensor.type->name));
     return fits && tensor.type->usable.has_value();
   }
 
@@ -131,8 +139,8 @@ class Plan {
   std::vector<std::string> problems_;
 };
 
-// Reads groups ahead of the packing thread, in order, within a limit of bytes. The group the packing thread waits for may always be read,
-// so a group larger than the limit does not block.
+// Reads groups ahead of the packing thread, in order, within a limit of bytes. The group the packing thread waits for may always
+// be read, so a group larger than the limit does not block.
 class ReadAhead {
  public:
   ReadAhead(std::vector<Group>& groups, size_t limit) : groups_(groups), limit_(limit), slots_(groups.size()) {
@@ -162,7 +170,8 @@ class ReadAhead {
       std::lock_guard lock(mutex_);
       in_flight_ -= groups_[i].bytes;
       spare_.push_back(std::move(slots_[i].buffer));
-      if (spare_.size() > 4) spare_.erase(std::min_element(spare_.begin(), spare_.end(), [](auto& a, auto& b) { return a.capacity < b.capacity; }));
+      if (spare_.size() > 4)
+        spare_.erase(std::min_element(spare_.begin(), spare_.end(), [](auto& a, auto& b) { return a.capacity < b.capacity; }));
     }
     changed_.notify_all();
   }
@@ -213,7 +222,8 @@ class ReadAhead {
     if (buffer->capacity < group.bytes) {
       buffer->bytes.reset(new (std::nothrow) std::byte[group.bytes]);
       if (buffer->bytes == nullptr)
-        return ResourceExhausted("no memory to read '{}': {} bytes; free memory or use a smaller model", group.parts[0].name, group.bytes);
+        return ResourceExhausted("no memory to read '{}': {} bytes; free memory or use a smaller model", group.parts[0].name,
+                                 group.bytes);
       buffer->capacity = group.bytes;
     }
     for (Part& part : group.parts) {
@@ -240,7 +250,8 @@ class ReadAhead {
 
 Status PackGroup(const Group& group, const std::byte* data, DType dtype, Device* device) {
   std::vector<HostMatrix> parts;
-  for (const Part& part : group.parts) parts.push_back({data + part.offset, *part.place.tensor->type->usable, part.rows, part.cols, part.name});
+  for (const Part& part : group.parts)
+    parts.push_back({data + part.offset, *part.place.tensor->type->usable, part.rows, part.cols, part.name});
   const auto pack = [&]() -> StatusOr<Weight> {
     switch (group.kind) {
       case Group::Kind::kEmbedding:
@@ -259,14 +270,18 @@ Status PackGroup(const Group& group, const std::byte* data, DType dtype, Device*
   return OkStatus();
 }
 
-std::string Hex(const XXH128_hash_t& hash) { return fmt::format("{:016x}{:016x}", hash.high64, hash.low64); }
+std::string Hex(const XXH128_hash_t& hash) {
+  return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
+}
 
-size_t PackedBytes(const Weight& weight) { return static_cast<size_t>(weight.rows) * weight.cols * SizeOf(weight.dtype); }
+size_t PackedBytes(const Weight& weight) {
+  return static_cast<size_t>(weight.rows) * weight.cols * SizeOf(weight.dtype);
+}
 
 }  // namespace
 
-StatusOr<ModelWeights> LoadWeights(const Checkpoint& checkpoint, const std::string& dir, const ModelConfig& config, const Family& family,
-                                   Device* device, const WeightsOptions& options) {
+StatusOr<ModelWeights> LoadWeights(const Checkpoint& checkpoint, const std::string& dir, const ModelConfig& config,
+                                   const Family& family, Device* device, const WeightsOptions& options) {
   ModelWeights weights;
   Plan plan(checkpoint, config, family);
   plan.Build(&weights);
@@ -287,10 +302,12 @@ StatusOr<ModelWeights> LoadWeights(const Checkpoint& checkpoint, const std::stri
       return AtPlace(fmt::format("{}: packing '{}'", dir, group.parts[0].name), status);
     reader.Release(i);
     for (const Part& part : group.parts)
-      identity += fmt::format("{} {} {} {}\n", part.name, part.place.tensor->type->name, part.place.tensor->ShapeText(), Hex(part.hash));
+      identity +=
+          fmt::format("{} {} {} {}\n", part.name, part.place.tensor->type->name, part.place.tensor->ShapeText(), Hex(part.hash));
     weights.bytes += PackedBytes(*group.packed) + (group.also_linear != nullptr ? PackedBytes(*group.also_linear) : 0);
     done += group.bytes;
-    if (options.progress) options.progress(static_cast<double>(done) / static_cast<double>(std::max<size_t>(total, 1)), group.parts[0].name);
+    if (options.progress)
+      options.progress(static_cast<double>(done) / static_cast<double>(std::max<size_t>(total, 1)), group.parts[0].name);
   }
   weights.hash = Hex(XXH3_128bits(identity.data(), identity.size()));
   return weights;

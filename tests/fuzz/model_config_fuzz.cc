@@ -1,5 +1,5 @@
-// Fuzz target: any bytes as config.json and, after a zero byte, generation_config.json. What is accepted must be within bounds: sizes
-// that multiply without overflow, heads that divide, finite rotary frequencies.
+// Fuzz target: any bytes as config.json and, after a zero byte, generation_config.json. What is accepted must be within bounds:
+// sizes that multiply without overflow, heads that divide, finite rotary frequencies.
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>

@@ -1,5 +1,5 @@
-// Fuzz target: any bytes as a safetensors file, and as the header of one that fits it. A second parser, written for strictness alone and
-// sharing no code with the first, must agree on acceptance and on every field.
+// Fuzz target: any bytes as a safetensors file, and as the header of one that fits it. A second parser, written for strictness
+// alone and sharing no code with the first, must agree on acceptance and on every field.
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -26,7 +26,8 @@ class SlowParser {
 
   bool Header() {
     if (text_.empty() || text_[0] != '{') return false;
-    return Object([this](const std::string& name) { return name == "__metadata__" ? Metadata() : Tensor(name); }) && (Space(), at_ == text_.size());
+    return Object([this](const std::string& name) { return name == "__metadata__" ? Metadata() : Tensor(name); }) &&
+           (Space(), at_ == text_.size());
   }
 
  private:
@@ -96,7 +97,10 @@ class SlowParser {
     uint32_t value = 0;
     for (int i = 0; i < 4; ++i) {
       const char c = text_[at_++];
-      const int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+      const int digit = c >= '0' && c <= '9'   ? c - '0'
+                        : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                        : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                               : -1;
       if (digit < 0) return std::nullopt;
       value = value * 16 + digit;
     }
@@ -105,7 +109,8 @@ class SlowParser {
   bool Escape(std::string* out) {
     if (++at_ == text_.size()) return false;
     const char c = text_[at_++];
-    static const std::map<char, char> kSimple = {{'"', '"'}, {'\\', '\\'}, {'/', '/'}, {'b', '\b'}, {'f', '\f'}, {'n', '\n'}, {'r', '\r'}, {'t', '\t'}};
+    static const std::map<char, char> kSimple = {{'"', '"'},  {'\\', '\\'}, {'/', '/'},  {'b', '\b'},
+                                                 {'f', '\f'}, {'n', '\n'},  {'r', '\r'}, {'t', '\t'}};
     if (const auto simple = kSimple.find(c); simple != kSimple.end()) return out->push_back(simple->second), true;
     if (c != 'u') return false;
     std::optional<uint32_t> code = Hex4();
@@ -147,9 +152,10 @@ class SlowParser {
 
 int Bits(const std::string& dtype) {
   static const std::map<std::string, int> kBits = {
-      {"BOOL", 8}, {"F4", 4}, {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"U8", 8}, {"I8", 8}, {"F8_E5M2", 8}, {"F8_E4M3", 8}, {"F8_E8M0", 8},
-      {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"I16", 16}, {"U16", 16}, {"F16", 16}, {"BF16", 16}, {"I32", 32}, {"U32", 32}, {"F32", 32},
-      {"C64", 64}, {"F64", 64}, {"I64", 64}, {"U64", 64}};
+      {"BOOL", 8},    {"F4", 4},      {"F6_E2M3", 6}, {"F6_E3M2", 6},     {"U8", 8},          {"I8", 8},
+      {"F8_E5M2", 8}, {"F8_E4M3", 8}, {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"I16", 16},
+      {"U16", 16},    {"F16", 16},    {"BF16", 16},   {"I32", 32},        {"U32", 32},        {"F32", 32},
+      {"C64", 64},    {"F64", 64},    {"I64", 64},    {"U64", 64}};
   const auto found = kBits.find(dtype);
   return found == kBits.end() ? 0 : found->second;
 }
@@ -164,7 +170,9 @@ bool Tiles(const std::vector<SlowTensor>& tensors, uint64_t data_bytes) {
     for (const uint64_t dim : tensor.shape)
       if ((elements *= dim) > UINT64_MAX) return false;
     const unsigned __int128 bits = elements * Bits(tensor.dtype);
-    if (bits > UINT64_MAX || bits % 8 != 0 || tensor.offsets[1] < tensor.offsets[0] || tensor.offsets[1] - tensor.offsets[0] != bits / 8) return false;
+    if (bits > UINT64_MAX || bits % 8 != 0 || tensor.offsets[1] < tensor.offsets[0] ||
+        tensor.offsets[1] - tensor.offsets[0] != bits / 8)
+      return false;
     if (bits == 0) ++empty;
     by_begin.emplace(tensor.offsets[0], &tensor);
   }

@@ -19,15 +19,20 @@ std::string With(std::string fields) {
   for (size_t at = 0; (at = fields.find("\"", at)) != std::string::npos;) {
     const size_t end = fields.find("\"", at + 1);
     const std::string key = fields.substr(at, end - at + 1);
-    if (const size_t old = text.find("\n  " + key + ":"); old != std::string::npos) text.replace(old + 3, key.size(), "\"x" + key.substr(1));
-    if (const size_t old = text.find(" " + key + ":"); old != std::string::npos) text.replace(old + 1, key.size(), "\"x" + key.substr(1));
-    if (const size_t old = text.find("{" + key + ":"); old != std::string::npos) text.replace(old + 1, key.size(), "\"x" + key.substr(1));
+    if (const size_t old = text.find("\n  " + key + ":"); old != std::string::npos)
+      text.replace(old + 3, key.size(), "\"x" + key.substr(1));
+    if (const size_t old = text.find(" " + key + ":"); old != std::string::npos)
+      text.replace(old + 1, key.size(), "\"x" + key.substr(1));
+    if (const size_t old = text.find("{" + key + ":"); old != std::string::npos)
+      text.replace(old + 1, key.size(), "\"x" + key.substr(1));
     at = end + 1;
   }
   return "{" + fields + ", " + text.substr(1);
 }
 
-StatusOr<ModelConfig> Parse(const std::string& fields, const std::string& generation = "") { return ParseModelConfig(With(fields), generation); }
+StatusOr<ModelConfig> Parse(const std::string& fields, const std::string& generation = "") {
+  return ParseModelConfig(With(fields), generation);
+}
 
 TEST(Config, ReadsAPlainLlama) {
   const auto config = ParseModelConfig(kTestConfig, "");
@@ -51,7 +56,8 @@ TEST(Config, MissingFieldsMeanWhatTheyMeanToTransformers) {
   EXPECT_EQ(Parse(R"("architectures": null)")->architecture, "LlamaForCausalLM");
   EXPECT_EQ(Parse(R"("head_dim": 6)")->head_dim, 6);
   EXPECT_EQ(Parse(R"("architectures": ["MistralForCausalLM"], "model_type": "mistral")")->sliding_window, 4096);
-  EXPECT_EQ(Parse(R"("architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": null)")->sliding_window, 0);
+  EXPECT_EQ(Parse(R"("architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": null)")->sliding_window,
+            0);
   EXPECT_EQ(Parse(R"("architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 7)")->sliding_window, 7);
 }
 
@@ -62,8 +68,10 @@ TEST(Config, ReadsEverySpellingOfRopeScaling) {
   EXPECT_EQ(linear->rope_scaling.kind, Kind::kLinear);
   EXPECT_EQ(linear->rope_scaling.factor, 2.0);
   EXPECT_EQ(linear->max_context(), 64);
-  EXPECT_EQ(Parse(R"("rope_scaling": {"rope_type": "dynamic", "type": "dynamic", "factor": 2.5})")->rope_scaling.kind, Kind::kDynamic);
-  const auto llama3 = Parse(R"("rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+  EXPECT_EQ(Parse(R"("rope_scaling": {"rope_type": "dynamic", "type": "dynamic", "factor": 2.5})")->rope_scaling.kind,
+            Kind::kDynamic);
+  const auto llama3 =
+      Parse(R"("rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                                 "original_max_position_embeddings": 16})");
   ASSERT_TRUE(llama3.ok()) << llama3.status();
   EXPECT_EQ(llama3->rope_scaling.kind, Kind::kLlama3);
@@ -93,7 +101,8 @@ TEST(Config, DTypes) {
 
 TEST(Config, RefusesByName) {
   const std::vector<std::pair<std::string, std::string>> cases = {
-      {R"("architectures": ["GPT2LMHeadModel"])", "'GPT2LMHeadModel' is not supported; supported: LlamaForCausalLM, MistralForCausalLM"},
+      {R"("architectures": ["GPT2LMHeadModel"])",
+       "'GPT2LMHeadModel' is not supported; supported: LlamaForCausalLM, MistralForCausalLM"},
       {R"("architectures": [])", "architectures is a list of 0"},
       {R"("architectures": [7])", "architectures"},
       {R"("architectures": "LlamaForCausalLM")", "architectures"},
@@ -117,7 +126,8 @@ TEST(Config, RefusesByName) {
       {R"("num_hidden_layers": 100000)", "num_hidden_layers is 100000; wanted a whole number from 1 to 1024"},
       {R"("num_attention_heads": 0)", "num_attention_heads is 0"},
       {R"("num_key_value_heads": 0)", "num_key_value_heads is 0"},
-      {R"("num_attention_heads": 4, "num_key_value_heads": 3)", "num_attention_heads is 4, which is not a multiple of num_key_value_heads 3"},
+      {R"("num_attention_heads": 4, "num_key_value_heads": 3)",
+       "num_attention_heads is 4, which is not a multiple of num_key_value_heads 3"},
       {R"("head_dim": 5)", "head_dim is 5"},
       {R"("head_dim": 1000000)", "head_dim is 1000000"},
       {R"("vocab_size": 4294967296)", "vocab_size is 4294967296"},
@@ -129,23 +139,28 @@ TEST(Config, RefusesByName) {
       {R"("rope_theta": 1e400)", "config.json"},
       {R"("rope_scaling": 4)", "rope_scaling is 4"},
       {R"("rope_scaling": {"factor": 2})", "rope_scaling.rope_type is missing"},
-      {R"("rope_scaling": {"type": "yarn", "factor": 2})", "rope_type 'yarn' is not supported; supported: default, linear, dynamic, llama3"},
+      {R"("rope_scaling": {"type": "yarn", "factor": 2})",
+       "rope_type 'yarn' is not supported; supported: default, linear, dynamic, llama3"},
       {R"("rope_scaling": {"rope_type": "longrope"})", "'longrope'"},
       {R"("rope_scaling": {"type": "linear"})", "rope_scaling.factor is missing"},
       {R"("rope_scaling": {"type": "linear", "factor": 0.5})", "rope_scaling.factor is 0.5"},
-      {R"("rope_scaling": {"type": "linear", "rope_type": "dynamic", "factor": 2})", "rope_scaling.type is 'linear' but rope_scaling.rope_type is 'dynamic'"},
+      {R"("rope_scaling": {"type": "linear", "rope_type": "dynamic", "factor": 2})",
+       "rope_scaling.type is 'linear' but rope_scaling.rope_type is 'dynamic'"},
       {R"("rope_scaling": {"type": "dynamic", "factor": 2, "original_max_position_embeddings": 16})", "must be equal"},
       {R"("rope_scaling": {"rope_type": "llama3", "factor": 8})", "low_freq_factor is missing"},
       {R"("rope_scaling": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4,
-           "original_max_position_embeddings": 16})", "high_freq_factor is 4"},
-      {R"("rope_scaling": {"type": "linear", "factor": 2}, "rope_parameters": {"rope_type": "default"})", "rope_scaling and rope_parameters"},
+           "original_max_position_embeddings": 16})",
+       "high_freq_factor is 4"},
+      {R"("rope_scaling": {"type": "linear", "factor": 2}, "rope_parameters": {"rope_type": "default"})",
+       "rope_scaling and rope_parameters"},
       {R"("rope_parameters": {"full_attention": {"rope_type": "default"}})", "rope_parameters.full_attention is an object"},
       {R"("rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5})", "partial_rotary_factor"},
       {R"("partial_rotary_factor": 0.25)", "partial_rotary_factor"},
       {R"("quantization_config": {"quant_method": "gptq", "bits": 4})", "quantised weights (\"gptq\") are not supported"},
       {R"("quantization_config": 3)", "quantization_config"},
       {R"("attention_bias": 1)", "attention_bias is 1; wanted true or false"},
-      {R"("architectures": ["MistralForCausalLM"], "model_type": "mistral", "attention_bias": true)", "attention_bias is true but MistralForCausalLM"},
+      {R"("architectures": ["MistralForCausalLM"], "model_type": "mistral", "attention_bias": true)",
+       "attention_bias is true but MistralForCausalLM"},
       {R"("architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": -1)", "sliding_window is -1"},
       {R"("sliding_window": 128)", "sliding_window is set but LlamaForCausalLM has none"},
       {R"("layer_types": ["full_attention", "sliding_attention"])", "layer_types holds \"sliding_attention\""},
@@ -169,7 +184,8 @@ TEST(Config, RefusesByName) {
 }
 
 TEST(Config, GenerationDefaults) {
-  const auto defaults = ParseGenerationDefaults(R"({"temperature": 0.6, "top_p": 0.9, "top_k": -1, "min_p": null, "max_new_tokens": 100,
+  const auto defaults =
+      ParseGenerationDefaults(R"({"temperature": 0.6, "top_p": 0.9, "top_k": -1, "min_p": null, "max_new_tokens": 100,
       "repetition_penalty": 1.1, "do_sample": true, "transformers_version": "4.1"})");
   ASSERT_TRUE(defaults.ok()) << defaults.status();
   EXPECT_FLOAT_EQ(*defaults->temperature, 0.6f);
@@ -178,8 +194,9 @@ TEST(Config, GenerationDefaults) {
   EXPECT_FALSE(defaults->min_p.has_value());
   EXPECT_EQ(defaults->max_new_tokens, 100);
   EXPECT_TRUE(ParseGenerationDefaults("").ok());
-  for (const char* bad : {R"({"temperature": -1})", R"({"temperature": "hot"})", R"({"top_p": 0})", R"({"top_p": 1.5})", R"({"top_k": -2})",
-                          R"({"min_p": 2})", R"({"repetition_penalty": 0})", R"({"max_new_tokens": 0})", R"([])", R"({)"})
+  for (const char* bad :
+       {R"({"temperature": -1})", R"({"temperature": "hot"})", R"({"top_p": 0})", R"({"top_p": 1.5})", R"({"top_k": -2})",
+        R"({"min_p": 2})", R"({"repetition_penalty": 0})", R"({"max_new_tokens": 0})", R"([])", R"({)"})
     EXPECT_THAT(Message(ParseGenerationDefaults(bad).status()), HasSubstr("generation_config.json: ")) << bad;
 }
 
@@ -188,9 +205,11 @@ TEST(Config, RandomEditsNeverCrash) {
   const uint64_t seed = 20261123;
   SCOPED_TRACE(seed);
   Rng rng(seed);
-  const std::vector<std::string> scraps = {"null", "-1", "0", "1e308", "99999999999999999999", "[]", "{}", "\"\"", "true", ",", "}", "{", "\"", ":", "[[[["};
+  const std::vector<std::string> scraps = {
+      "null", "-1", "0", "1e308", "99999999999999999999", "[]", "{}", "\"\"", "true", ",", "}", "{", "\"", ":", "[[[["};
   for (int round = 0; round < 20000; ++round) {
-    std::string text = With(R"("rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    std::string text =
+        With(R"("rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                                 "original_max_position_embeddings": 16})");
     for (uint64_t edits = 1 + rng.Below(3); edits > 0; --edits) {
       const size_t at = rng.Below(text.size()), length = rng.Below(std::min<size_t>(12, text.size() - at) + 1);

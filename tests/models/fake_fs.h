@@ -38,7 +38,8 @@ class FakeFs : public Fs {
  private:
   class FakeFile : public File {
    public:
-    FakeFile(const FakeFs* fs, std::string path, const std::string& text) : fs_(fs), path_(std::move(path)), text_(text), left_(text.size()) {}
+    FakeFile(const FakeFs* fs, std::string path, const std::string& text)
+        : fs_(fs), path_(std::move(path)), text_(text), left_(text.size()) {}
     uint64_t size() const override { return text_.size(); }
     Status ReadAt(uint64_t offset, void* out, size_t bytes) const override {
       const Fault fault = fs_->Strike();

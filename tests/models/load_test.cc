@@ -69,7 +69,8 @@ std::function<void(Files&)> WholeHeader(std::string header, size_t data_bytes = 
 
 std::string ManyTensors(int count) {
   std::string header = "{";
-  for (int i = 0; i < count; ++i) header += fmt::format(R"({}"{}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}})", i == 0 ? "" : ",", i);
+  for (int i = 0; i < count; ++i)
+    header += fmt::format(R"({}"{}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}})", i == 0 ? "" : ",", i);
   return header + "}";
 }
 
@@ -83,7 +84,9 @@ std::vector<Broken> BrokenFiles() {
       {"config a list", [](Files& f) { f["m/config.json"] = "[]"; }, {"config.json", "wanted an object"}},
       {"config deep", [](Files& f) { f["m/config.json"] = std::string(1 << 20, '['); }, {"config.json", "nested deeper than 32"}},
       {"config huge", [](Files& f) { f["m/config.json"].resize(5 << 20, ' '); }, {"config.json", "limit is 4194304"}},
-      {"config duplicate", Config("\"hidden_size\": 8", "\"hidden_size\": 8, \"hidden_size\": 8"), {"config.json", "'hidden_size' appears twice"}},
+      {"config duplicate",
+       Config("\"hidden_size\": 8", "\"hidden_size\": 8, \"hidden_size\": 8"),
+       {"config.json", "'hidden_size' appears twice"}},
       {"no weights", [](Files& f) { f.erase("m/model.safetensors"); }, {"has neither model.safetensors nor"}},
       {"pickle only",
        [](Files& f) {
@@ -95,8 +98,11 @@ std::vector<Broken> BrokenFiles() {
       {"file empty", [](Files& f) { f["m/model.safetensors"] = ""; }, {kSafetensors, "has 0 bytes"}},
       {"file of 7 bytes", [](Files& f) { f["m/model.safetensors"] = "1234567"; }, {kSafetensors, "has 7 bytes"}},
       {"header cut", [](Files& f) { f["m/model.safetensors"].resize(200); }, {kSafetensors, "header length", "fetch it again"}},
-      {"data cut", [](Files& f) { f["m/model.safetensors"].resize(f["m/model.safetensors"].size() - 1); }, {"lm_head.weight", "truncated"}},
-      {"data cut to none", WholeHeader(R"({"model.embed_tokens.weight":{"dtype":"F32","shape":[11,8],"data_offsets":[0,352]}})"),
+      {"data cut",
+       [](Files& f) { f["m/model.safetensors"].resize(f["m/model.safetensors"].size() - 1); },
+       {"lm_head.weight", "truncated"}},
+      {"data cut to none",
+       WholeHeader(R"({"model.embed_tokens.weight":{"dtype":"F32","shape":[11,8],"data_offsets":[0,352]}})"),
        {"model.embed_tokens.weight", "has only 0"}},
       {"trailing byte", [](Files& f) { f["m/model.safetensors"] += 'x'; }, {kSafetensors, "bytes belong to no tensor"}},
       {"header of 8 EB", HeaderLength(uint64_t{1} << 63), {kSafetensors, "9223372036854775808", "limit is 100000000"}},
@@ -117,14 +123,27 @@ std::vector<Broken> BrokenFiles() {
       {"duplicate tensor", EditHeader("model.norm.weight", "lm_head.weight"), {"'lm_head.weight' appears twice"}},
       {"duplicate field", EditHeader("\"dtype\":\"F32\"", "\"dtype\":\"F32\",\"dtype\":\"F32\""), {"'dtype' appears twice"}},
       {"unknown field", EditHeader("\"dtype\":\"F32\"", "\"scale\":1,\"dtype\":\"F32\""), {"unknown field 'scale'"}},
-      {"unknown dtype", EditHeader("\"dtype\":\"F32\"", "\"dtype\":\"F33\""), {"model.embed_tokens.weight", "unknown dtype 'F33'"}},
+      {"unknown dtype",
+       EditHeader("\"dtype\":\"F32\"", "\"dtype\":\"F33\""),
+       {"model.embed_tokens.weight", "unknown dtype 'F33'"}},
       {"no dtype", EditHeader("\"dtype\":\"F32\",", ""), {"model.embed_tokens.weight", "needs dtype"}},
       {"negative dim", EditHeader("[11,8]", "[-11,8]"), {"model.embed_tokens.weight", "shape holds the number -11"}},
       {"fractional dim", EditHeader("[11,8]", "[11.0,8]"), {"shape holds the number 11.0"}},
       {"dim beyond 64 bits", EditHeader("[11,8]", "[18446744073709551616,8]"), {"shape holds the number"}},
-      {"shape product overflows to 4", EditHeader("[11,8]", "[4194305,4194305,211106198978564]"), {"model.embed_tokens.weight", "overflows"}},
+      {"shape product overflows to 4",
+       EditHeader("[11,8]", "[4194305,4194305,211106198978564]"),
+       {"model.embed_tokens.weight", "overflows"}},
       {"byte size overflows", EditHeader("[11,8]", "[4611686018427387905,1]"), {"model.embed_tokens.weight", "overflows"}},
-      {"rank of 1000", EditHeader("[11,8]", "[1" + [] { std::string s; for (int i = 0; i < 999; ++i) s += ",1"; return s; }() + "]"), {"shape holds"}},
+      {"rank of 1000",
+       EditHeader(
+           "[11,8]", "[1" +
+                         [] {
+                           std::string s;
+                           for (int i = 0; i < 999; ++i) s += ",1";
+                           return s;
+                         }() +
+                         "]"),
+       {"shape holds"}},
       {"offsets reversed", EditHeader("[0,352]", "[352,0]"), {"model.embed_tokens.weight"}},
       {"offsets overlap", EditHeader("[352,384]", "[320,352]"), {"input_layernorm.weight", "overlap"}},
       {"offsets gap", EditHeader("[352,384]", "[360,392]"), {"input_layernorm.weight", "gap"}},
@@ -133,35 +152,84 @@ std::vector<Broken> BrokenFiles() {
       {"one offset", EditHeader("[352,384]", "[352]"), {"input_layernorm.weight", "data_offsets"}},
       {"size is not shape", EditHeader("\"shape\":[11,8]", "\"shape\":[11,7]"), {"model.embed_tokens.weight", "needs 308"}},
       {"no lm_head", Tensors([](auto& t) { t.pop_back(); }), {"'lm_head.weight' is missing", "tie_word_embeddings"}},
-      {"two missing", Tensors([](auto& t) { t.erase(t.begin() + 2, t.begin() + 4); }),
+      {"two missing",
+       Tensors([](auto& t) { t.erase(t.begin() + 2, t.begin() + 4); }),
        {"2 problems", "model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.k_proj.weight"}},
-      {"wrong shape", Tensors([](auto& t) { t[2].shape = {8, 9}; }), {"q_proj.weight", "shape [8, 9]", "asks for [8, 8]"}},
-      {"transposed", Tensors([](auto& t) { t[9].shape = {6, 8}; }), {"model.layers.0.mlp.down_proj.weight", "[6, 8]", "[8, 6]"}},
-      {"norm as a matrix", Tensors([](auto& t) { t[1].shape = {1, 8}; }), {"input_layernorm.weight", "[1, 8]"}},
+      {"wrong shape",
+       Tensors([](auto& t) {
+         t[2].shape = {8, 9};
+       }),
+       {"q_proj.weight", "shape [8, 9]", "asks for [8, 8]"}},
+      {"transposed",
+       Tensors([](auto& t) {
+         t[9].shape = {6, 8};
+       }),
+       {"model.layers.0.mlp.down_proj.weight", "[6, 8]", "[8, 6]"}},
+      {"norm as a matrix",
+       Tensors([](auto& t) {
+         t[1].shape = {1, 8};
+       }),
+       {"input_layernorm.weight", "[1, 8]"}},
       {"unusable dtype", Tensors([](auto& t) { t[2].dtype = "I32"; }), {"q_proj.weight", "dtype I32", "F32, F16, BF16"}},
       {"int8 weights", Tensors([](auto& t) { t[2].dtype = "I8", t[2].element_bytes = 1; }), {"q_proj.weight", "dtype I8"}},
-      {"all wrong at once", Tensors([](auto& t) { t[1].shape = {9}, t[2].dtype = "I32", t.pop_back(); }),
+      {"all wrong at once",
+       Tensors([](auto& t) { t[1].shape = {9}, t[2].dtype = "I32", t.pop_back(); }),
        {"3 problems", "input_layernorm.weight", "q_proj.weight", "lm_head.weight"}},
-      {"zero-size tensor where weights belong", Tensors([](auto& t) { t[0].shape = {0, 8}; }), {"model.embed_tokens.weight", "[0, 8]"}},
-      {"config asks for more layers", Config("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3"), {"9 problems", "model.layers.2."}},
+      {"zero-size tensor where weights belong",
+       Tensors([](auto& t) {
+         t[0].shape = {0, 8};
+       }),
+       {"model.embed_tokens.weight", "[0, 8]"}},
+      {"config asks for more layers",
+       Config("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3"),
+       {"9 problems", "model.layers.2."}},
       {"config asks for 1024 layers", Config("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1024"), {"and 9158 more"}},
-      {"config and weights wrong", [](Files& f) { Replace(f["m/config.json"], "silu", "gelu"), f["m/model.safetensors"].resize(5); },
+      {"config and weights wrong",
+       [](Files& f) { Replace(f["m/config.json"], "silu", "gelu"), f["m/model.safetensors"].resize(5); },
        {"2 problems", "hidden_act 'gelu'", "has 5 bytes"}},
-      {"generation config broken", [](Files& f) { f["m/generation_config.json"] = "{"; }, {"generation_config.json", "not valid JSON"}},
-      {"generation defaults", [](Files& f) { f["m/generation_config.json"] = R"({"top_p": 7})"; }, {"generation_config.json", "top_p is 7"}},
+      {"generation config broken",
+       [](Files& f) { f["m/generation_config.json"] = "{"; },
+       {"generation_config.json", "not valid JSON"}},
+      {"generation defaults",
+       [](Files& f) { f["m/generation_config.json"] = R"({"top_p": 7})"; },
+       {"generation_config.json", "top_p is 7"}},
       {"shard missing", [](Files& f) { f.erase("m/part-2.safetensors"); }, {"part-2.safetensors", "no such file"}, true},
-      {"both shards broken", [](Files& f) { f.erase("m/part-2.safetensors"), f["m/part-1.safetensors"] = "x"; },
-       {"2 problems", "part-1.safetensors", "part-2.safetensors"}, true},
-      {"index points up", [](Files& f) { Replace(f["m/model.safetensors.index.json"], "part-1.s", "../part-1.s"); }, {"../part-1.safetensors", "plain name"}, true},
-      {"index points to a root", [](Files& f) { Replace(f["m/model.safetensors.index.json"], "part-1.s", "/etc/part-1.s"); }, {"/etc/part-1", "plain name"}, true},
-      {"index points to other files", [](Files& f) { Replace(f["m/model.safetensors.index.json"], "part-1.safetensors", "config.json"); }, {"config.json", "plain name"}, true},
-      {"index wrong shard", [](Files& f) { Replace(f["m/model.safetensors.index.json"], "part-1", "part-2"); },
-       {"part-2.safetensors: has no tensor 'model.embed_tokens.weight'"}, true},
+      {"both shards broken",
+       [](Files& f) { f.erase("m/part-2.safetensors"), f["m/part-1.safetensors"] = "x"; },
+       {"2 problems", "part-1.safetensors", "part-2.safetensors"},
+       true},
+      {"index points up",
+       [](Files& f) { Replace(f["m/model.safetensors.index.json"], "part-1.s", "../part-1.s"); },
+       {"../part-1.safetensors", "plain name"},
+       true},
+      {"index points to a root",
+       [](Files& f) { Replace(f["m/model.safetensors.index.json"], "part-1.s", "/etc/part-1.s"); },
+       {"/etc/part-1", "plain name"},
+       true},
+      {"index points to other files",
+       [](Files& f) { Replace(f["m/model.safetensors.index.json"], "part-1.safetensors", "config.json"); },
+       {"config.json", "plain name"},
+       true},
+      {"index wrong shard",
+       [](Files& f) { Replace(f["m/model.safetensors.index.json"], "part-1", "part-2"); },
+       {"part-2.safetensors: has no tensor 'model.embed_tokens.weight'"},
+       true},
       {"index without map", [](Files& f) { f["m/model.safetensors.index.json"] = "{}"; }, {"index.json", "weight_map"}, true},
-      {"index map of numbers", [](Files& f) { f["m/model.safetensors.index.json"] = R"({"weight_map":{"a":1}})"; }, {"index.json", "'a'"}, true},
-      {"index duplicate", [](Files& f) { Replace(f["m/model.safetensors.index.json"], "\"weight_map\": {", "\"weight_map\": {\"lm_head.weight\": \"part-1.safetensors\", "); },
-       {"index.json", "'lm_head.weight' appears twice"}, true},
-      {"tensor missing from the index", [](Files& f) { Replace(f["m/model.safetensors.index.json"], "model.norm.weight", "model.norm.wait"); }, {"model.norm.wait"}, true},
+      {"index map of numbers",
+       [](Files& f) { f["m/model.safetensors.index.json"] = R"({"weight_map":{"a":1}})"; },
+       {"index.json", "'a'"},
+       true},
+      {"index duplicate",
+       [](Files& f) {
+         Replace(f["m/model.safetensors.index.json"], "\"weight_map\": {",
+                 "\"weight_map\": {\"lm_head.weight\": \"part-1.safetensors\", ");
+       },
+       {"index.json", "'lm_head.weight' appears twice"},
+       true},
+      {"tensor missing from the index",
+       [](Files& f) { Replace(f["m/model.safetensors.index.json"], "model.norm.weight", "model.norm.wait"); },
+       {"model.norm.wait"},
+       true},
   };
 }
 
@@ -230,11 +298,15 @@ TEST(Load, ProgressRisesToOne) {
   const FakeFs fs(TestFolder());
   const auto device = MakeReferenceDevice();
   double last = 0;
-  ASSERT_TRUE(Model::Load("m", device.get(), {.fs = &fs, .progress = [&](double fraction, std::string_view what) {
-                            EXPECT_GE(fraction, last);
-                            EXPECT_FALSE(what.empty());
-                            last = fraction;
-                          }}).ok());
+  ASSERT_TRUE(Model::Load("m", device.get(),
+                          {.fs = &fs,
+                           .progress =
+                               [&](double fraction, std::string_view what) {
+                                 EXPECT_GE(fraction, last);
+                                 EXPECT_FALSE(what.empty());
+                                 last = fraction;
+                               }})
+                  .ok());
   EXPECT_EQ(last, 1.0);
 }
 
@@ -253,10 +325,11 @@ TEST(Load, OptionsAreChecked) {
 
 // Whatever operation fails, or finds its file cut: an error that names the file, no crash, and the next load works.
 TEST(Load, EveryFileOperationMayFail) {
-  for (const auto& [folder, fault] : std::vector<std::pair<Files, FakeFs::Fault>>{{TestFolder(), FakeFs::Fault::kError},
-                                                                                  {TestFolder(), FakeFs::Fault::kTruncate},
-                                                                                  {ShardedTestFolder(), FakeFs::Fault::kError},
-                                                                                  {ShardedTestFolder(), FakeFs::Fault::kTruncate}}) {
+  for (const auto& [folder, fault] :
+       std::vector<std::pair<Files, FakeFs::Fault>>{{TestFolder(), FakeFs::Fault::kError},
+                                                    {TestFolder(), FakeFs::Fault::kTruncate},
+                                                    {ShardedTestFolder(), FakeFs::Fault::kError},
+                                                    {ShardedTestFolder(), FakeFs::Fault::kTruncate}}) {
     FakeFs fs(folder);
     ASSERT_EQ(LoadStatus(fs), OkStatus());
     const int64_t operations = fs.operations();

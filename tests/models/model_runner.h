@@ -13,8 +13,12 @@ namespace kvasir {
 
 class SequenceRunner {
  public:
-  SequenceRunner(Model* model, Device* device, int max_tokens, std::optional<DType> kv_dtype = std::nullopt, int block_tokens = 16)
-      : model_(model), device_(device), layout_(model->kv_layout(block_tokens, kv_dtype)), blocks_((max_tokens + block_tokens - 1) / block_tokens) {
+  SequenceRunner(Model* model, Device* device, int max_tokens, std::optional<DType> kv_dtype = std::nullopt,
+                 int block_tokens = 16)
+      : model_(model),
+        device_(device),
+        layout_(model->kv_layout(block_tokens, kv_dtype)),
+        blocks_((max_tokens + block_tokens - 1) / block_tokens) {
     // Blocks lie in reverse order, so that an index mistaken for a position shows.
     std::iota(blocks_.rbegin(), blocks_.rend(), 0u);
     auto memory = device->Allocate(blocks_.size() * layout_.block_bytes(), "test KV");

@@ -46,7 +46,9 @@ std::string SharedModels() {
 }
 const std::string kTiny = KVASIR_SOURCE_DIR "/tests/data/tiny";
 
-size_t ArgMax(const std::vector<float>& logits) { return std::max_element(logits.begin(), logits.end()) - logits.begin(); }
+size_t ArgMax(const std::vector<float>& logits) {
+  return std::max_element(logits.begin(), logits.end()) - logits.begin();
+}
 
 // -log softmax(logits)[id]
 double Nll(const std::vector<float>& logits, int32_t id) {
@@ -77,8 +79,8 @@ struct Tolerance {
 };
 
 // Greedy continuation of a prompt equals the golden one; from a step whose margin allows a tie on, the golden token is fed.
-void ExpectGreedy(Loaded& loaded, std::vector<int32_t> prompt, const std::vector<int32_t>& golden, const std::vector<double>& margins, double tie_margin,
-                  std::vector<float>* first_logits) {
+void ExpectGreedy(Loaded& loaded, std::vector<int32_t> prompt, const std::vector<int32_t>& golden,
+                  const std::vector<double>& margins, double tie_margin, std::vector<float>* first_logits) {
   SequenceRunner runner(loaded.model.get(), loaded.device.get(), static_cast<int>(prompt.size() + golden.size()));
   ASSERT_TRUE(runner.Append(prompt).ok());
   std::vector<float> logits = runner.Logits(static_cast<int32_t>(prompt.size()) - 1);
@@ -110,7 +112,8 @@ void CheckSharedModel(const std::string& dir, const std::string& device_name) {
     std::vector<float> first;
     ExpectGreedy(loaded, prompt["prompt_ids"], prompt["greedy_ids"], prompt["greedy_margins"], tolerance.tie_margin, &first);
     if (testing::Test::HasFatalFailure()) return;
-    for (const json& top : prompt["top10"]) EXPECT_NEAR(first[top["id"].get<size_t>()], top["logit"].get<double>(), tolerance.logit);
+    for (const json& top : prompt["top10"])
+      EXPECT_NEAR(first[top["id"].get<size_t>()], top["logit"].get<double>(), tolerance.logit);
   }
   if (device_name == "reference") return;
   const std::vector<int32_t> ids = golden["perplexity"]["ids"];
@@ -143,7 +146,8 @@ void CheckTinyPrompt(Loaded& loaded, const json& prompt, const json& golden, dou
     const std::vector<double> values = row["values"];
     const auto& mine = logits[row["position"].get<size_t>()];
     ASSERT_EQ(values.size(), mine.size());
-    for (size_t i = 0; i < values.size(); ++i) ASSERT_NEAR(mine[i], values[i], logit_tolerance) << "position " << row["position"] << " id " << i;
+    for (size_t i = 0; i < values.size(); ++i)
+      ASSERT_NEAR(mine[i], values[i], logit_tolerance) << "position " << row["position"] << " id " << i;
   }
   const std::vector<double> logprobs = golden["prompt_logprobs"];
   ASSERT_EQ(logprobs.size() + 1, ids.size());

@@ -25,27 +25,40 @@ void ExpectFrequencies(const std::vector<double>& mine, const double (&golden)[7
 }
 
 TEST(Rope, Llama3) {
-  const ModelConfig config = Config({.kind = RopeScaling::Kind::kLlama3, .factor = 8.0, .low_freq_factor = 1.0, .high_freq_factor = 4.0, .original_max_position = 8192}, 500000.0, 131072);
-  ExpectFrequencies(RopeFrequencies(config, 131072), {1, 0.814617217, 0.0165604409, 0.00137189368, 9.55621217e-05, 3.42810235e-05, 3.06892588e-07});
+  const ModelConfig config = Config({.kind = RopeScaling::Kind::kLlama3,
+                                     .factor = 8.0,
+                                     .low_freq_factor = 1.0,
+                                     .high_freq_factor = 4.0,
+                                     .original_max_position = 8192},
+                                    500000.0, 131072);
+  ExpectFrequencies(RopeFrequencies(config, 131072),
+                    {1, 0.814617217, 0.0165604409, 0.00137189368, 9.55621217e-05, 3.42810235e-05, 3.06892588e-07});
 }
 
 TEST(Rope, Linear) {
-  const ModelConfig config = Config({.kind = RopeScaling::Kind::kLinear, .factor = 4.0, .original_max_position = 4096}, 10000.0, 4096);
-  ExpectFrequencies(RopeFrequencies(config, 4096), {0.25, 0.216491088, 0.0140585322, 0.00333380373, 0.00162345415, 0.000790569466, 2.88695483e-05});
+  const ModelConfig config =
+      Config({.kind = RopeScaling::Kind::kLinear, .factor = 4.0, .original_max_position = 4096}, 10000.0, 4096);
+  ExpectFrequencies(RopeFrequencies(config, 4096),
+                    {0.25, 0.216491088, 0.0140585322, 0.00333380373, 0.00162345415, 0.000790569466, 2.88695483e-05});
 }
 
 TEST(Rope, DynamicBeyondTheOriginalLength) {
-  const ModelConfig config = Config({.kind = RopeScaling::Kind::kDynamic, .factor = 4.0, .original_max_position = 4096}, 10000.0, 4096);
-  ExpectFrequencies(RopeFrequencies(config, 16384), {1, 0.831415951, 0.0249096267, 0.00393143203, 0.00156186172, 0.000620489416, 8.88293835e-06});
+  const ModelConfig config =
+      Config({.kind = RopeScaling::Kind::kDynamic, .factor = 4.0, .original_max_position = 4096}, 10000.0, 4096);
+  ExpectFrequencies(RopeFrequencies(config, 16384),
+                    {1, 0.831415951, 0.0249096267, 0.00393143203, 0.00156186172, 0.000620489416, 8.88293835e-06});
 }
 
 TEST(Rope, DynamicWithin) {
-  const ModelConfig config = Config({.kind = RopeScaling::Kind::kDynamic, .factor = 4.0, .original_max_position = 4096}, 10000.0, 4096);
-  ExpectFrequencies(RopeFrequencies(config, 100), {1, 0.865964353, 0.0562341288, 0.0133352149, 0.00649381662, 0.00316227786, 0.000115478193});
+  const ModelConfig config =
+      Config({.kind = RopeScaling::Kind::kDynamic, .factor = 4.0, .original_max_position = 4096}, 10000.0, 4096);
+  ExpectFrequencies(RopeFrequencies(config, 100),
+                    {1, 0.865964353, 0.0562341288, 0.0133352149, 0.00649381662, 0.00316227786, 0.000115478193});
 }
 
 TEST(Rope, DynamicDependsOnTheModelLengthOnly) {
-  const ModelConfig config = Config({.kind = RopeScaling::Kind::kDynamic, .factor = 4.0, .original_max_position = 4096}, 10000.0, 4096);
+  const ModelConfig config =
+      Config({.kind = RopeScaling::Kind::kDynamic, .factor = 4.0, .original_max_position = 4096}, 10000.0, 4096);
   EXPECT_EQ(RopeFrequencies(config, 4096), RopeFrequencies(config, 100));
   EXPECT_EQ(RopeFrequencies(config, 4096), RopeFrequencies(Config({}, 10000.0, 4096), 4096));
   EXPECT_NE(RopeFrequencies(config, 4097), RopeFrequencies(config, 4096));

@@ -12,11 +12,14 @@ namespace {
 
 using testing::HasSubstr;
 
-StatusOr<SafetensorsHeader> Parse(const std::string& file) { return ParseSafetensors(std::as_bytes(std::span(file))); }
+StatusOr<SafetensorsHeader> Parse(const std::string& file) {
+  return ParseSafetensors(std::as_bytes(std::span(file)));
+}
 
 TEST(Safetensors, ReadsTensorsMetadataAndScalars) {
-  const std::string header = R"({"__metadata__":{"format":"pt"},"b":{"dtype":"BF16","shape":[2,2],"data_offsets":[4,12]},)"
-                             R"("a":{"dtype":"F32","shape":[],"data_offsets":[0,4]},"none":{"dtype":"I64","shape":[3,0],"data_offsets":[4,4]}}   )";
+  const std::string header =
+      R"({"__metadata__":{"format":"pt"},"b":{"dtype":"BF16","shape":[2,2],"data_offsets":[4,12]},)"
+      R"("a":{"dtype":"F32","shape":[],"data_offsets":[0,4]},"none":{"dtype":"I64","shape":[3,0],"data_offsets":[4,4]}}   )";
   const auto parsed = Parse(SafetensorsFile(header, 12));
   ASSERT_TRUE(parsed.ok()) << parsed.status();
   ASSERT_EQ(parsed->tensors.size(), 3u);
@@ -34,8 +37,9 @@ TEST(Safetensors, ReadsTensorsMetadataAndScalars) {
 
 TEST(Safetensors, EveryStoredTypeHasItsSize) {
   const std::vector<std::pair<std::string, int>> bytes_of_8 = {
-      {"BOOL", 8}, {"F4", 4}, {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"U8", 8}, {"I8", 8}, {"F8_E5M2", 8}, {"F8_E4M3", 8}, {"F8_E8M0", 8}, {"I16", 16},
-      {"U16", 16}, {"F16", 16}, {"BF16", 16}, {"I32", 32}, {"U32", 32}, {"F32", 32}, {"C64", 64}, {"F64", 64}, {"I64", 64}, {"U64", 64}};
+      {"BOOL", 8},    {"F4", 4},      {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"U8", 8},   {"I8", 8},    {"F8_E5M2", 8},
+      {"F8_E4M3", 8}, {"F8_E8M0", 8}, {"I16", 16},    {"U16", 16},    {"F16", 16}, {"BF16", 16}, {"I32", 32},
+      {"U32", 32},    {"F32", 32},    {"C64", 64},    {"F64", 64},    {"I64", 64}, {"U64", 64}};
   for (const auto& [dtype, bytes] : bytes_of_8) {
     const std::string header = fmt::format(R"({{"a":{{"dtype":"{}","shape":[8],"data_offsets":[0,{}]}}}})", dtype, bytes);
     EXPECT_TRUE(Parse(SafetensorsFile(header, bytes)).ok()) << dtype;

@@ -41,15 +41,16 @@ inline std::string SafetensorsFile(const std::vector<TestTensor>& tensors) {
   for (const TestTensor& tensor : tensors) {
     size_t bytes = tensor.element_bytes;
     for (const uint64_t dim : tensor.shape) bytes *= dim;
-    header += fmt::format(R"({}"{}":{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})", header.empty() ? "{" : ",", tensor.name, tensor.dtype,
-                          fmt::join(tensor.shape, ","), at, at + bytes);
+    header += fmt::format(R"({}"{}":{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})", header.empty() ? "{" : ",",
+                          tensor.name, tensor.dtype, fmt::join(tensor.shape, ","), at, at + bytes);
     at += bytes;
   }
   return SafetensorsFile(header + "}", at);
 }
 
 // hidden 8, 2 layers, 2 query heads and 1 KV head of 4, ffn 6, vocabulary 11, context 32.
-inline constexpr char kTestConfig[] = R"({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 8,
+inline constexpr char kTestConfig[] =
+    R"({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 8,
   "intermediate_size": 6, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 11,
   "max_position_embeddings": 32, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": false, "torch_dtype": "float32",
   "bos_token_id": 1, "eos_token_id": 2})";
@@ -73,7 +74,9 @@ inline std::vector<TestTensor> TestTensors() {
   return tensors;
 }
 
-inline Files TestFolder() { return {{"m/config.json", kTestConfig}, {"m/model.safetensors", SafetensorsFile(TestTensors())}}; }
+inline Files TestFolder() {
+  return {{"m/config.json", kTestConfig}, {"m/model.safetensors", SafetensorsFile(TestTensors())}};
+}
 
 // The same tensors in two shards with an index.
 inline Files ShardedTestFolder() {
