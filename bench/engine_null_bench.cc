@@ -53,7 +53,7 @@ class NullSink : public TokenSink {
 // An engine whose sequences never end by themselves.
 class NullEngine {
  public:
-  NullEngine(int running, int64_t max_waiting) : cache_({.num_blocks = int64_t{running} * 2048 + 4096, .block_tokens = 16, .fingerprint = "null"}) {
+  NullEngine(int running, int64_t max_waiting) : cache_({.num_blocks = int64_t{running} * 160 + 4096, .block_tokens = 16, .fingerprint = "null"}) {
     config_.max_step_tokens = std::max(2048, running);
     config_.max_running = running;
     config_.max_waiting = max_waiting;

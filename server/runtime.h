@@ -1,0 +1,48 @@
+// Runtime: everything between a model folder and an engine, put together once from EngineOptions: device, model, tokenizer, chat
+// template, KV cache, executor, engine. Used by the serve, generate and bench commands. Members are destroyed in reverse order.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "kernels/clock.h"
+#include "kernels/device.h"
+#include "memory/kv_cache.h"
+#include "models/chat_template.h"
+#include "models/model.h"
+#include "models/tokenizer.h"
+#include "scheduler/engine.h"
+#include "scheduler/model_executor.h"
+#include "server/cli.h"
+
+namespace kvasir {
+
+struct Runtime {
+  SteadyClock clock;
+  std::unique_ptr<Device> device;
+  std::unique_ptr<Tokenizer> tokenizer;
+  std::optional<ChatTemplate> chat_template;  // unset: the model has none
+  std::unique_ptr<Model> model;
+  std::unique_ptr<KvCache> cache;
+  std::unique_ptr<ModelExecutor> executor;
+  std::unique_ptr<Engine> engine;  // not started
+
+  KvLayout kv_layout;
+  int64_t num_blocks = 0;
+  int64_t max_model_len = 0;
+
+  // `wants_logprobs`: most alternatives a request may ask for. Errors name the flag that helps.
+  static StatusOr<std::unique_ptr<Runtime>> Create(const EngineOptions& options, int64_t max_logprobs,
+                                                   std::function<void(double fraction, std::string_view what)> progress);
+  // What was loaded, how much memory KV gets, and how many tokens that is: the lines serve prints.
+  std::string Describe() const;
+};
+
+StatusOr<std::unique_ptr<Device>> MakeDevice(const EngineOptions& options);
+
+// "1.5 GiB", "312 KiB".
+std::string FormatBytes(double bytes);
+
+}  // namespace kvasir
