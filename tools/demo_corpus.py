@@ -169,8 +169,10 @@ def sum_answer(x, op, y):
 class World:
     """Draws documents. With exam=True only held-out questions are drawn, otherwise never one of those."""
 
-    def __init__(self, seed, exam=False):
+    def __init__(self, seed, exam=False, tops=(10, 20, 20, 50, 99, 99, 99, 99), focus=0.0):
         self.rng = random.Random(seed)
+        self.focus = focus  # share of documents that drill what is learned last: sums, and what the user said
+        self.tops = tops  # a sum's operands go up to one of these
         self.exam = exam
         self.stories = Storyteller(self.rng, list(ANIMALS), NAMES)
 
@@ -188,7 +190,7 @@ class World:
 
     def operands(self):
         rng = self.rng
-        top = rng.choice([10, 20, 20, 50, 99, 99, 99, 99])
+        top = rng.choice(self.tops)
         x, y, op = rng.randint(0, top), rng.randint(0, top), rng.choice("++-")
         if op == "-" and x < y and rng.random() < 0.93:
             x, y = y, x
@@ -470,10 +472,26 @@ class World:
                 lines.append(self.ask(self.rng.choice(["animal", "colour", "opposite", "calendar", "capital", "numbers"]))[1])
         return ("\n" if kind < 0.85 else " ").join(lines)
 
+    def drill(self):
+        if self.rng.random() < 0.5:
+            return self.sums(self.rng.randint(6, 16))
+        told, turns = {}, []
+        for key in self.rng.sample(["name", "name", "pet", "colour", "age", "home", "food"], self.rng.randint(1, 2)):
+            turns.append(self.remember_tell(key, told))
+        turns += [self.arithmetic() for _ in range(self.rng.randint(0, 3))]
+        turns += [self.remember_ask(key, told) for key in told]
+        return [m for q, r in turns for m in (("user", q), ("assistant", r))]
+
+    def sums(self, count):
+        draw = lambda: (lambda case: (case, "", sum_answer(*case)))(self.operands())
+        return "\n".join(self.pick(draw, "sum")[1] for _ in range(count))
+
     def document(self, long=False):
         rng = self.rng
         if long:
             return self.conversation(rng.randint(15, 28))
+        if self.focus and rng.random() < self.focus:
+            return self.drill()
         kind = rng.random()
         if kind < 0.22:
             return self.plain()

@@ -24,7 +24,7 @@ import time
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AttentionInterface, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -86,10 +86,10 @@ def encode_document(tokenizer, document):
 
 # -- batches --------------------------------------------------------------------------------------------------------------------
 
-def batches(tokenizer, seed, tokens_per_batch, progress):
+def batches(tokenizer, seed, tokens_per_batch, args, progress):
     """Endless batches of documents of like length, each starting at position 0 as it will when served; padded on the right.
     The share of arithmetic is what the corpus says; long conversations come in so that the whole context is trained."""
-    world, order = World(seed), random.Random(seed)
+    world, order = World(seed, tops=args.tops, focus=args.focus), random.Random(seed)
     while True:
         pool = []
         for i in range(1500):
@@ -164,6 +164,8 @@ def train(rank, args, tokenizer_json):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{args.out.absolute()}/.rendezvous", rank=rank, world_size=args.workers)
     tokenizer, model = Tokenizer.from_str(tokenizer_json), new_model(args.seed)
+    if args.resume:
+        model.load_state_dict(load_file(args.resume / "model.safetensors"), strict=False)
     parameters = list(model.parameters())
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
@@ -171,8 +173,8 @@ def train(rank, args, tokenizer_json):
     peaks = [o.param_groups[0]["lr"] for o in optimizers]
     began, step, saved, done, recent = time.time(), 0, 0, 0.0, []
     seen = 0
-    for ids, weights in batches(tokenizer, args.seed + 1 + rank, args.tokens, lambda: done):
-        factor = min(1.0, (step + 1) / 50) * (1.0 if done < 0.4 else max(0.01, (1 - done) / 0.6))
+    for ids, weights in batches(tokenizer, args.seed + 1 + rank, args.tokens, args, lambda: done):
+        factor = min(1.0, (step + 1) / 50) * min(1.0, max(0.01, (1 - done) / (1 - args.hold)))
         for optimizer, peak in zip(optimizers, peaks):
             optimizer.param_groups[0]["lr"] = peak * factor
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.bf16):
@@ -214,7 +216,9 @@ def train(rank, args, tokenizer_json):
 def save(out, tokenizer, model):
     out.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().to(torch.bfloat16).contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}
-    save_file(state, out / "model.safetensors", metadata={"format": "pt"})
+    save_file(state, out / "model.new", metadata={"format": "pt"})
+    (out / "model.new").chmod(0o644)
+    (out / "model.new").rename(out / "model.safetensors")
     tokenizer.save(str(out / "tokenizer.json"))
     config = dict(architectures=["LlamaForCausalLM"], model_type="llama", vocab_size=VOCABULARY, max_position_embeddings=CONTEXT,
                   hidden_act="silu", rms_norm_eps=1e-5, rope_theta=10000.0, rope_scaling=None, tie_word_embeddings=True,
@@ -327,6 +331,10 @@ def main():
     parser.add_argument("--workers", type=int, default=2, help="processes, one core each")
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--tokens", type=int, default=2560, help="tokens per step and worker")
+    parser.add_argument("--tops", type=int, nargs="+", default=[10, 20, 20, 50, 99, 99, 99, 99], help="largest operands of sums, drawn evenly")
+    parser.add_argument("--focus", type=float, default=0.0, help="share of documents that drill sums and what the user said")
+    parser.add_argument("--hold", type=float, default=0.4, help="share of the time before the learning rate begins to fall")
+    parser.add_argument("--resume", type=pathlib.Path, help="start from the weights and the tokenizer of this folder")
     parser.add_argument("--bf16", action="store_true", help="compute in bf16 where the processor does so natively")
     parser.add_argument("--exam", action="store_true", help="only measure the folder --out and write its golden.json")
     parser.add_argument("--questions", type=int, default=100, help="held-out questions of each kind")
@@ -334,8 +342,10 @@ def main():
     torch.set_num_threads(1)
     if not args.exam:
         args.out.mkdir(parents=True, exist_ok=True)
-        tokenizer, model = train_tokenizer(args.seed), new_model(args.seed)
+        tokenizer = Tokenizer.from_file(str(args.resume / "tokenizer.json")) if args.resume else train_tokenizer(args.seed)
+        model = new_model(args.seed)
         print(f"{sum(p.numel() for p in model.parameters())} parameters, {tokenizer.get_vocab_size()} tokens", flush=True)
+        del model
         torch.multiprocessing.spawn(train, (args, tokenizer.to_str()), nprocs=args.workers)
         (args.out / ".rendezvous").unlink(missing_ok=True)
     measure(args.out, args.questions)
