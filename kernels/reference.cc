@@ -74,7 +74,8 @@ class ReferenceDevice final : public Device {
     const size_t available = Info().memory_bytes;
     void* buffer = bytes > available ? nullptr : std::aligned_alloc(64, std::max<size_t>(64, (bytes + 63) / 64 * 64));
     if (buffer == nullptr) {
-      return ResourceExhausted("{} needs {} bytes but only {} are available; free memory or ask for less", what, bytes, available);
+      return ResourceExhausted("{} needs {} bytes but only {} are available; free memory or ask for less", what, bytes,
+                               available);
     }
     std::memset(buffer, 0, std::max<size_t>(64, (bytes + 63) / 64 * 64));
     buffers_.insert(buffer);
@@ -161,7 +162,8 @@ class ReferenceDevice final : public Device {
     for (const SequenceSlice& slice : slices) {
       for (int i = 0; i < slice.num_rows; ++i) {
         const int64_t row = slice.first_row + i, position = positions[row];
-        KVASIR_CHECK(position >= 0 && position < rope.num_positions, "position {} but the table has {}", position, rope.num_positions);
+        KVASIR_CHECK(position >= 0 && position < rope.num_positions, "position {} but the table has {}", position,
+                     rope.num_positions);
         for (int h = 0; h < num_q_heads; ++h) {
           Rotate(qkv + row * width + int64_t{1} * h * d, d, rope, position, q_out + (row * num_q_heads + h) * d);
         }
@@ -230,7 +232,8 @@ class ReferenceDevice final : public Device {
     return Weight{dtype, rows, cols, packed};
   }
 
-  static void AttendRow(const float* q, const PagedKv& kv, const PageRun& run, int64_t begin, int64_t end, float scale, float* out) {
+  static void AttendRow(const float* q, const PagedKv& kv, const PageRun& run, int64_t begin, int64_t end, float scale,
+                        float* out) {
     const int d = kv.layout.head_dim;
     std::vector<double> p(end - begin);
     double max = -HUGE_VAL;
@@ -256,6 +259,8 @@ class ReferenceDevice final : public Device {
 
 }  // namespace
 
-std::unique_ptr<Device> MakeReferenceDevice() { return std::make_unique<ReferenceDevice>(); }
+std::unique_ptr<Device> MakeReferenceDevice() {
+  return std::make_unique<ReferenceDevice>();
+}
 
 }  // namespace kvasir

@@ -13,10 +13,13 @@ namespace {
 
 constexpr float kMasked = -std::numeric_limits<float>::infinity();
 
-bool InRange(int32_t id, int vocab) { return id >= 0 && id < vocab; }
+bool InRange(int32_t id, int vocab) {
+  return id >= 0 && id < vocab;
+}
 
 bool HasNanOrPlusInf(const float* logits, int vocab) {
-  return std::any_of(logits, logits + vocab, [](float l) { return std::isnan(l) || l == std::numeric_limits<float>::infinity(); });
+  return std::any_of(logits, logits + vocab,
+                     [](float l) { return std::isnan(l) || l == std::numeric_limits<float>::infinity(); });
 }
 
 // Token ids, larger logit first, ties to the lower id.

@@ -6,13 +6,15 @@
 namespace kvasir {
 namespace {
 
-constexpr int kTaskQueries = 32;     // queries (rows x heads of a group) that share a pass over the pages, about
-constexpr int kItemsPerThread = 4;   // with fewer items than this per thread, items are cut at splits
+constexpr int kTaskQueries = 32;    // queries (rows x heads of a group) that share a pass over the pages, about
+constexpr int kItemsPerThread = 4;  // with fewer items than this per thread, items are cut at splits
 
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t CeilDiv(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
 
-AttendTask MakeTask(const float* q, const AttentionParams& params, const SequenceSlice& slice, const PagedKv& kv, const PageRun& run,
-                    int head, int first_row, int rows, float* out) {
+AttendTask MakeTask(const float* q, const AttentionParams& params, const SequenceSlice& slice, const PagedKv& kv,
+                    const PageRun& run, int head, int first_row, int rows, float* out) {
   const KvLayout& layout = kv.layout;
   AttendTask task;
   task.pages = reinterpret_cast<const unsigned char*>(kv.base) + run.k_offset;
@@ -38,7 +40,9 @@ AttendTask MakeTask(const float* q, const AttentionParams& params, const Sequenc
 
 }  // namespace
 
-void AttentionWorkspace::FreeDeleter::operator()(unsigned char* p) const { std::free(p); }
+void AttentionWorkspace::FreeDeleter::operator()(unsigned char* p) const {
+  std::free(p);
+}
 
 unsigned char* AttentionWorkspace::Grow(Buffer& buffer, size_t& have, size_t bytes) {
   if (bytes > have) {

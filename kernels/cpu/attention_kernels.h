@@ -42,20 +42,24 @@ struct AttendTask {
   float* out = nullptr;
   int64_t row_stride = 0;
   int rows = 0;
-  int group = 0;             // query heads per KV head
+  int group = 0;  // query heads per KV head
   float scale = 0;
-  int window = 0;            // 0 = all
-  int64_t first_end = 0;     // row r sees slots [max(0, first_end + r - window), first_end + r)
+  int window = 0;         // 0 = all
+  int64_t first_end = 0;  // row r sees slots [max(0, first_end + r - window), first_end + r)
 
-  int64_t split_begin = 0;   // splits this call computes (or merges)
+  int64_t split_begin = 0;  // splits this call computes (or merges)
   int64_t split_end = 0;
-  float* partials = nullptr; // nullptr: merge on the way and write out. Else [split_end - split_begin][AttendPartialFloats]
+  float* partials = nullptr;  // nullptr: merge on the way and write out. Else [split_end - split_begin][AttendPartialFloats]
   unsigned char* workspace = nullptr;  // AttendWorkspaceBytes, 64-byte aligned, one per thread
 };
 
-static constexpr int PaddedHeadDim(int head_dim) { return (head_dim + 15) / 16 * 16; }
+static constexpr int PaddedHeadDim(int head_dim) {
+  return (head_dim + 15) / 16 * 16;
+}
 // One query's (max, sum, accumulator), padded to whole cache lines.
-static constexpr int64_t AttendPartialFloats(int queries, int head_dim) { return int64_t(queries) * (PaddedHeadDim(head_dim) + 16); }
+static constexpr int64_t AttendPartialFloats(int queries, int head_dim) {
+  return int64_t(queries) * (PaddedHeadDim(head_dim) + 16);
+}
 static constexpr size_t AttendWorkspaceBytes(int queries, int head_dim) {
   const size_t padded = size_t(PaddedHeadDim(head_dim));
   return 4 * (size_t(queries) * (3 * padded + 3 * 16) + 2 * 4 * kStepSlots + 2 * kStepSlots * padded) + 1024;

@@ -56,8 +56,8 @@ void StoreRow(const FusedKernels& kernels, const float* k, const float* v, const
 
 }  // namespace
 
-void CpuAddRmsNorm(const FusedKernels& kernels, ThreadTeam& team, float* residual, const float* delta, const float* weight, float eps,
-                   int rows, int64_t width, float* out) {
+void CpuAddRmsNorm(const FusedKernels& kernels, ThreadTeam& team, float* residual, const float* delta, const float* weight,
+                   float eps, int rows, int64_t width, float* out) {
   team.ParallelFor(rows, std::max<int64_t>(1, kGrainElements / width), [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
       const float* row_delta = delta != nullptr ? delta + i * width : nullptr;
@@ -78,7 +78,8 @@ void CpuRopeAppend(const FusedKernels& kernels, ThreadTeam& team, const float* q
     thread_local std::vector<float> rotated;
     if (rotated.size() < size_t(d)) rotated.resize(d);
     const int64_t row = slice.first_row + i, position = positions[row];
-    KVASIR_DCHECK(position >= 0 && position < rope.num_positions, "position {} but the table has {}", position, rope.num_positions);
+    KVASIR_DCHECK(position >= 0 && position < rope.num_positions, "position {} but the table has {}", position,
+                  rope.num_positions);
     const float* cos = rope.cos + position * half;
     const float* sin = rope.sin + position * half;
     const float* in = qkv + row * width;

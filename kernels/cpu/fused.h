@@ -13,8 +13,8 @@
 namespace kvasir {
 
 // residual, delta (may be nullptr), out [rows, width]; weight [width].
-void CpuAddRmsNorm(const FusedKernels& kernels, ThreadTeam& team, float* residual, const float* delta, const float* weight, float eps,
-                   int rows, int64_t width, float* out);
+void CpuAddRmsNorm(const FusedKernels& kernels, ThreadTeam& team, float* residual, const float* delta, const float* weight,
+                   float eps, int rows, int64_t width, float* out);
 
 void CpuRopeAppend(const FusedKernels& kernels, ThreadTeam& team, const float* qkv, std::span<const int32_t> positions,
                    const RopeTable& rope, int num_q_heads, int layer, std::span<const SequenceSlice> slices, const PagedKv& kv,

@@ -51,7 +51,9 @@ void Rotate(const float* in, int head_dim, const float* cos, const float* sin, i
   for (j = 2 * half; j < head_dim; ++j) out[j] = in[j];
 }
 
-Vec Silu(Vec gate, Vec up) { return gate / (Set(1.0f) + Exp2(gate * Set(-1.44269504088896340736f))) * up; }
+Vec Silu(Vec gate, Vec up) {
+  return gate / (Set(1.0f) + Exp2(gate * Set(-1.44269504088896340736f))) * up;
+}
 
 void GatedSilu(const float* gate, const float* up, int64_t count, float* out) {
   int64_t j = 0;

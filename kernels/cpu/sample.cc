@@ -153,7 +153,8 @@ int64_t KeepTopK(SampleScratch& scratch, int64_t count, int64_t k) {
   return KeepThrough(scratch, count, order[k - 1]);
 }
 
-// Length of the shortest prefix of `order` whose weights, added to `sum`, reach `target`: bisection by weight, sorting only the last few.
+// Length of the shortest prefix of `order` whose weights, added to `sum`, reach `target`: bisection by weight, sorting only the
+// last few.
 int64_t PrefixReaching(const SampleScratch& scratch, int32_t* order, int64_t count, double sum, double target) {
   constexpr int64_t kSortBelow = 64;
   const Before before{scratch.values.data()};
@@ -287,7 +288,7 @@ int32_t Draw(const Row& row, const SampleRow& request, float max) {
   SampleScratch& scratch = row.scratch;
   const float scale = std::min(1 / params.temperature, kMostScale);
   const double uniform = UniformDouble(params.seed, request.stream, request.counter);
-  const bool cut_k = params.top_k > 0 && params.top_k < row.vocab, cut_p = params.top_p < 1, cut_min = params.min_p > 0;
+  const bool cut_k = params.top_k > 0 && params.top_k < row.vocab, cut_p = params.top_p<1, cut_min = params.min_p> 0;
   const float floor = cut_min ? MinPThreshold(max, params.temperature, params.min_p) : kLowest;
 
   int64_t count = 0;
@@ -323,10 +324,12 @@ void FillLogprobs(const Row& row, int32_t token, int32_t num_top, SampleResult& 
   SampleScratch& scratch = row.scratch;
   const float max = *std::max_element(scratch.block_max.begin(), scratch.block_max.begin() + row.blocks());
   row.kernels.exp_sums(row.logits, row.vocab, max, 1, scratch.block_sum.data());
-  const double log_sum = max + std::log(std::accumulate(scratch.block_sum.begin(), scratch.block_sum.begin() + row.blocks(), 0.0));
+  const double log_sum =
+      max + std::log(std::accumulate(scratch.block_sum.begin(), scratch.block_sum.begin() + row.blocks(), 0.0));
   const float logit = row.logits[token];
   result.logprob = float(logit - log_sum);
-  result.rank = int32_t(row.kernels.count_greater(row.logits, row.vocab, logit) + row.kernels.count_equal(row.logits, token, logit)) + 1;
+  result.rank =
+      int32_t(row.kernels.count_greater(row.logits, row.vocab, logit) + row.kernels.count_equal(row.logits, token, logit)) + 1;
   const int64_t wanted = std::min(num_top, row.vocab);
   if (wanted <= 0) return;
   const int64_t count = Collect(row, ReachedBy(row, wanted));
@@ -364,8 +367,8 @@ void SampleOne(const SampleKernels& kernels, SampleScratch& scratch, const float
   FillLogprobs({kernels, scratch, logits, vocab}, result.token, request.params->num_logprobs, result);
 }
 
-void ScoreOne(const SampleKernels& kernels, SampleScratch& scratch, const float* logits, int vocab, int32_t token, int32_t num_top,
-              SampleResult& result) {
+void ScoreOne(const SampleKernels& kernels, SampleScratch& scratch, const float* logits, int vocab, int32_t token,
+              int32_t num_top, SampleResult& result) {
   Reset(result, token);
   Prepare(scratch, vocab);
   if (token < 0 || token >= vocab || !kernels.scan(logits, vocab, scratch.block_max.data())) return;

@@ -172,7 +172,8 @@ TEST_P(OneAnswerTest, BitsDoNotDependOnBatchChunkOrThreads) {
     for (int threads : {1, 2, 3}) {
       for (int chunk : {1, 7, 16, 512}) {
         for (bool together : {false, true}) {
-          ExpectSameBits(want, run(threads, chunk, together), fmt::format("{} threads, chunk {}, together {}", threads, chunk, together));
+          ExpectSameBits(want, run(threads, chunk, together),
+                         fmt::format("{} threads, chunk {}, together {}", threads, chunk, together));
           if (HasFatalFailure()) return;
         }
       }

@@ -38,7 +38,8 @@ TEST_P(FusedTest, NormOfAHandMadeRow) {
   float* out = Upload({0, 0});
   device_->AddRmsNorm(residual, delta, Vector({2, 10}), 0, 1, out);
   EXPECT_THAT(Download(residual, 2), ::testing::ElementsAre(3, 4));
-  EXPECT_THAT(Download(out, 2), ::testing::ElementsAre(::testing::FloatEq(6 / std::sqrt(12.5f)), ::testing::FloatEq(40 / std::sqrt(12.5f))));
+  EXPECT_THAT(Download(out, 2),
+              ::testing::ElementsAre(::testing::FloatEq(6 / std::sqrt(12.5f)), ::testing::FloatEq(40 / std::sqrt(12.5f))));
 }
 
 TEST_P(FusedTest, NormEqualsItsDefinition) {
@@ -106,7 +107,8 @@ TEST_P(FusedTest, SiluOfManyRows) {
     const auto got = Download(out, size_t(rows) * width);
     for (int i = 0; i < rows; ++i) {
       for (int j = 0; j < width; ++j) {
-        const double g = in[size_t(i) * 2 * width + j], u = in[size_t(i) * 2 * width + width + j], want = g / (1 + std::exp(-g)) * u;
+        const double g = in[size_t(i) * 2 * width + j], u = in[size_t(i) * 2 * width + width + j],
+                     want = g / (1 + std::exp(-g)) * u;
         ASSERT_NEAR(got[size_t(i) * width + j], want, 2e-6 * std::abs(want) + 1e-30);
       }
     }
@@ -121,8 +123,12 @@ TEST_P(FusedTest, RopeRotatesHalvesAndAppends) {
     DType dtype;
     int head_dim, rotary_dim, block_tokens;
   };
-  for (const Case c : {Case{DType::kF32, 16, 16, 16}, {DType::kBF16, 64, 64, 16}, {DType::kF16, 80, 32, 1}, {DType::kBF16, 5, 4, 3},
-                       {DType::kBF16, 128, 128, 64}, {DType::kF32, 48, 0, 16}}) {
+  for (const Case c : {Case{DType::kF32, 16, 16, 16},
+                       {DType::kBF16, 64, 64, 16},
+                       {DType::kF16, 80, 32, 1},
+                       {DType::kBF16, 5, 4, 3},
+                       {DType::kBF16, 128, 128, 64},
+                       {DType::kF32, 48, 0, 16}}) {
     SCOPED_TRACE(fmt::format("{} head_dim {} rotary {} block {}", Name(c.dtype), c.head_dim, c.rotary_dim, c.block_tokens));
     const int hq = 4, hkv = 2, rows = 5, d = c.head_dim, half = c.rotary_dim / 2, width = (hq + 2 * hkv) * d;
     std::vector<float> cos, sin;
@@ -151,13 +157,15 @@ TEST_P(FusedTest, RopeRotatesHalvesAndAppends) {
       if (j >= 2 * half) return in[j];
       const int i = j % half;
       const double angle = positions[row] * std::pow(10000.0, -double(i) / half);
-      return j < half ? in[i] * std::cos(angle) - in[i + half] * std::sin(angle) : in[i + half] * std::cos(angle) + in[i] * std::sin(angle);
+      return j < half ? in[i] * std::cos(angle) - in[i + half] * std::sin(angle)
+                      : in[i + half] * std::cos(angle) + in[i] * std::sin(angle);
     };
     const auto got_q = Download(q, size_t(rows) * hq * d);
     for (int r = 0; r < rows; ++r) {
       for (int h = 0; h < hq; ++h) {
         for (int j = 0; j < d; ++j) {
-          ASSERT_NEAR(got_q[(size_t(r) * hq + h) * d + j], rotated(&qkv[size_t(r) * width + h * d], r, j), 1e-5) << r << " " << h << " " << j;
+          ASSERT_NEAR(got_q[(size_t(r) * hq + h) * d + j], rotated(&qkv[size_t(r) * width + h * d], r, j), 1e-5)
+              << r << " " << h << " " << j;
         }
       }
     }

@@ -20,7 +20,9 @@ struct DeviceChoice {
   int threads = 1;
 };
 
-inline void PrintTo(const DeviceChoice& choice, std::ostream* out) { *out << choice.name << " x" << choice.threads; }
+inline void PrintTo(const DeviceChoice& choice, std::ostream* out) {
+  *out << choice.name << " x" << choice.threads;
+}
 
 inline std::unique_ptr<Device> MakeDevice(const DeviceChoice& choice) {
   if (choice.name == "reference") return MakeReferenceDevice();
@@ -39,7 +41,9 @@ inline std::vector<DeviceChoice> AllDevices() {
   return all;
 }
 
-inline std::string ChoiceName(const ::testing::TestParamInfo<DeviceChoice>& info) { return info.param.name; }
+inline std::string ChoiceName(const ::testing::TestParamInfo<DeviceChoice>& info) {
+  return info.param.name;
+}
 
 inline float RoundTo(DType dtype, float x) {
   if (dtype == DType::kF16) return F16ToF32(F32ToF16(x));
@@ -57,8 +61,8 @@ struct KvShape {
   int window = 0;
   int q_heads() const { return kv_heads * group; }
   std::string Describe() const {
-    return fmt::format("{} block {} layers {} kv_heads {} group {} head_dim {} window {}", Name(dtype), block_tokens, layers, kv_heads,
-                       group, head_dim, window);
+    return fmt::format("{} block {} layers {} kv_heads {} group {} head_dim {} window {}", Name(dtype), block_tokens, layers,
+                       kv_heads, group, head_dim, window);
   }
 };
 
@@ -261,8 +265,8 @@ class KvFixture {
   KvLayout layout_;
   size_t granule_ = 0;
   std::byte* base_ = nullptr;
-  std::vector<int> fed_;                                   // [sequence] tokens appended
-  std::vector<std::vector<int>> extra_;                    // [sequence][run]
+  std::vector<int> fed_;                                     // [sequence] tokens appended
+  std::vector<std::vector<int>> extra_;                      // [sequence][run]
   std::vector<std::vector<std::vector<uint32_t>>> entries_;  // [sequence][run or 0]
 };
 

@@ -31,7 +31,8 @@ class SampleTest : public ::testing::TestWithParam<DeviceChoice> {
     return Sample(logits, int(logits.size()), {row})[0];
   }
   // The tokens that `draws` draws with counters 0, 1, ... give.
-  std::map<int32_t, int> Histogram(const std::vector<float>& logits, const SamplingParams& params, int draws, uint64_t stream = 0) {
+  std::map<int32_t, int> Histogram(const std::vector<float>& logits, const SamplingParams& params, int draws,
+                                   uint64_t stream = 0) {
     const int vocab = int(logits.size());
     std::vector<float> rows;
     std::vector<SampleRow> requests;
