@@ -37,8 +37,7 @@ void Scheduler::Submit(RequestId id, ValidatedRequest params, std::shared_ptr<To
   request.end_ids.erase(std::unique(request.end_ids.begin(), request.end_ids.end()), request.end_ids.end());
   if (request.params->deadline_micros > 0) deadlines_.insert({request.params->deadline_micros, id});
   ++counters_.requests_accepted;
-  auto root = std::make_unique<Sequence>();
-  root->request = &request;
+  auto root = std::make_unique<Sequence>(request);
   Enqueue(*root);
   request.choices[0].sequence = std::move(root);
   requests_.emplace(id, std::move(owner));
@@ -108,7 +107,7 @@ void Scheduler::CountStep(int64_t step_tokens) {
 
 void Scheduler::CommitSequence(Sequence& sequence, int64_t now, std::span<SampleResult> scores, std::span<SampleResult> samples) {
   Request& request = *sequence.request;
-  const int32_t prompt_left = request.prompt_size() - sequence.computed;
+  const int32_t prompt_left = sequence.prompt_size - sequence.computed;
   counters_.computed_prompt_tokens += std::clamp(prompt_left, 0, sequence.granted);
   const auto broken = [](const SampleResult& result) { return !result.finite; };
   if (std::any_of(samples.begin(), samples.end(), broken) || std::any_of(scores.begin(), scores.end(), broken)) [[unlikely]] {
@@ -121,7 +120,7 @@ void Scheduler::CommitSequence(Sequence& sequence, int64_t now, std::span<Sample
   }
   sequence.computed += sequence.granted;
   sequence.granted = 0;
-  if (!request.started) {
+  if (!sequence.forked && !request.started) {
     request.started = true;
     outbox_.Send(request.sink, {.kind = TokenEvent::Kind::kStarted,
                                 .time_micros = now,
@@ -155,15 +154,14 @@ void Scheduler::Fork(Sequence& root) {
   for (size_t i = 0; i < request.choices.size(); ++i) {
     Choice& choice = request.choices[i];
     if (!choice.open || choice.sequence.get() == &root) continue;
-    choice.sequence = std::make_unique<Sequence>();
+    choice.sequence = std::make_unique<Sequence>(request);
     Sequence& child = *choice.sequence;
-    child.request = &request;
     child.choice = int32_t(i);
     child.rank.choice = int32_t(i);
     child.computed = root.computed;
     child.forked = true;
     child.shared_tail = root.shared_tail = partial;
-    child.tokens.reserve(size_t(request.final_size()));
+    child.tokens.reserve(root.tokens.capacity());
     child.tokens.assign(root.tokens.begin(), root.tokens.end());
     kv_->Fork(root.kv, child.kv);
     child.kv.blocks.reserve(size_t(kv_->BlocksFor(request.final_size())) + 1);
@@ -192,11 +190,11 @@ void Scheduler::AppendToken(Sequence& sequence, SampleResult& sample, int64_t no
   const int32_t token = sample.token;
   sequence.tokens.push_back(token);
   ++counters_.generated_tokens;
-  outbox_.Send(request.sink,
+  outbox_.Send(sequence.sink,
                {.kind = TokenEvent::Kind::kToken, .choice = sequence.choice, .time_micros = now, .sample = std::move(sample)});
-  if (!request.end_ids.empty() && std::binary_search(request.end_ids.begin(), request.end_ids.end(), token)) {
+  if (sequence.num_end_ids > 0 && std::binary_search(sequence.end_ids, sequence.end_ids + sequence.num_end_ids, token)) {
     FinishChoice(request, sequence.choice, FinishReason::kStop, token, now);
-  } else if (int32_t(sequence.tokens.size()) == request.final_size()) {
+  } else if (int32_t(sequence.tokens.size()) == sequence.final_size) {
     FinishChoice(request, sequence.choice, FinishReason::kLength, -1, now);
   }
 }

@@ -11,6 +11,8 @@ namespace {
 // was published meanwhile.
 constexpr int kRetryBlockedEvery = 32;
 
+constexpr int32_t kReservedTokens = 4096;
+
 int32_t Remaining(const Sequence& sequence) { return int32_t(sequence.tokens.size()) - sequence.computed; }
 
 }  // namespace
@@ -112,7 +114,8 @@ void Scheduler::AdmitWaiting(int64_t now, int32_t budget, std::vector<BlockCopy>
 bool Scheduler::Admit(Sequence& sequence, int64_t now) {
   Request& request = *sequence.request;
   if (sequence.tokens.empty()) {
-    sequence.tokens.reserve(size_t(request.final_size()));
+    // Room for all that most requests generate, so that a steady step allocates nothing; the longest ones double it now and then.
+    sequence.tokens.reserve(size_t(std::min(request.final_size(), request.prompt_size() + kReservedTokens)));
     sequence.tokens.assign(request.prompt().begin(), request.prompt().end());
   }
   int32_t longest = int32_t(sequence.tokens.size()) - 1;  // one token is left to compute: its logits are sampled
@@ -170,8 +173,8 @@ int64_t Scheduler::Owed(const Sequence& sequence) const {
 
 // How many prompt tokens the rows [first, first + count) score; they begin at next_prompt_event.
 int32_t Scheduler::ScoresOwed(const Sequence& sequence, int32_t first, int32_t count) const {
+  if (!sequence.scores_prompt) return 0;
   const Request& request = *sequence.request;
-  if (!request.scores_prompt()) return 0;
   return std::max(0, std::min(first + count, request.prompt_size() - 1) - (request.next_prompt_event - 1));
 }
 
@@ -182,12 +185,11 @@ size_t Scheduler::SamplesOwed(const Sequence& sequence) const {
 }
 
 void Scheduler::AppendToBatch(Sequence& sequence, StepBatch& batch) {
-  Request& request = *sequence.request;
   const int32_t first = sequence.computed, count = sequence.granted;
   const int32_t first_row = int32_t(batch.token_ids.size());
   batch.slices.push_back({.first_row = first_row, .num_rows = count, .kv = int32_t(batch.tables.size())});
   batch.tables.push_back({.blocks = sequence.kv.blocks.data(), .num_slots = first + count});
-  batch.request_ids.push_back(request.id);
+  batch.request_ids.push_back(sequence.request_id);
   for (int32_t i = 0; i < count; ++i) {
     batch.token_ids.push_back(sequence.tokens[size_t(first + i)]);
     batch.positions.push_back(first + i);
@@ -196,25 +198,25 @@ void Scheduler::AppendToBatch(Sequence& sequence, StepBatch& batch) {
   // The row of token p gives the logits of token p + 1.
   const int32_t scores = ScoresOwed(sequence, first, count);
   for (int32_t i = 0; i < scores; ++i) {
+    const Request& request = *sequence.request;
     const int32_t token = request.next_prompt_event + i;
     batch.score_rows.push_back(first_row + token - 1 - first);
     batch.score_tokens.push_back(request.params->prompt[size_t(token)]);
     batch.score_top.push_back(request.params->sampling.num_prompt_logprobs);
   }
   if (SamplesOwed(sequence) > 0) AppendSamples(sequence, first_row + count - 1, batch);
-  if (KVASIR_MUTATED(kPublishEarly)) kv_->Publish(sequence.kv, sequence.tokens, first + count, request.params->salt);
+  if (KVASIR_MUTATED(kPublishEarly)) kv_->Publish(sequence.kv, sequence.tokens, first + count, sequence.request->params->salt);
 }
 
 void Scheduler::AppendSamples(Sequence& sequence, int32_t row, StepBatch& batch) {
   const Request& request = *sequence.request;
-  const size_t prompt_size = request.params->prompt.size();
-  const size_t generated = sequence.tokens.size() - prompt_size;
+  const size_t prompt_size = size_t(sequence.prompt_size);
   SampleRow sample = {.params = &request.params->sampling,
-                      .prompt = request.prompt(),
+                      .prompt = std::span(sequence.tokens).first(prompt_size),
                       .output = std::span(sequence.tokens).subspan(prompt_size),
-                      .counter = generated};
+                      .counter = sequence.tokens.size() - prompt_size};
   if (KVASIR_MUTATED(kCounterFromStep)) sample.counter = uint64_t(counters_.steps);
-  if (int64_t(generated) < request.params->min_tokens) sample.suppressed = request.end_ids;
+  if (int32_t(sequence.tokens.size()) < sequence.min_size) sample.suppressed = request.end_ids;
   if (sequence.forked) {
     sample.stream = uint64_t(sequence.choice);
     if (KVASIR_MUTATED(kStreamZero)) sample.stream = 0;

@@ -21,17 +21,28 @@ struct SinkEntry;
 struct Sequence {
   enum class Place : uint8_t { kWaiting, kRunning, kDone };
 
+  // Hot: what every step reads. The first few repeat the request's, so that a decode row touches this one object.
   Request* request = nullptr;
-  Rank rank;
+  SinkEntry* sink = nullptr;
+  RequestId request_id = 0;
+  const int32_t* end_ids = nullptr;  // of the request, sorted
+  int32_t num_end_ids = 0;
+  int32_t prompt_size = 0;
+  int32_t final_size = 0;    // prompt + max_tokens
+  int32_t min_size = 0;      // prompt + min_tokens: end ids are suppressed until then
   int32_t choice = 0;
   int32_t computed = 0;      // leading tokens whose KV lies in slots
   int32_t granted = 0;       // tokens to compute in the step being planned
   int32_t preemptions = 0;
   Place place = Place::kWaiting;
+  bool scores_prompt = false;
   bool forked = false;       // samples for itself alone; a root samples for all choices of its request
   bool shared_tail = false;  // the last, partial block is shared with another choice until the next write
   std::vector<int32_t> tokens;  // prompt + generated; filled when the sequence is first considered for a step
   SequenceKv kv;
+  Rank rank;
+
+  explicit Sequence(Request& owner);
 };
 
 struct Choice {
@@ -62,5 +73,16 @@ struct Request {
   int32_t final_size() const { return prompt_size() + int32_t(params.max_tokens()); }
   bool scores_prompt() const { return params->sampling.num_prompt_logprobs >= 0; }
 };
+
+inline Sequence::Sequence(Request& owner)
+    : request(&owner),
+      sink(owner.sink),
+      request_id(owner.id),
+      end_ids(owner.end_ids.data()),
+      num_end_ids(int32_t(owner.end_ids.size())),
+      prompt_size(owner.prompt_size()),
+      final_size(owner.final_size()),
+      min_size(owner.prompt_size() + int32_t(owner.params->min_tokens)),
+      scores_prompt(owner.scores_prompt()) {}
 
 }  // namespace kvasir
