@@ -125,10 +125,15 @@ asio::awaitable<void> Connection::Run() {
   bool more = true;
   while (more && !broken_ && !thread_->stopping) {
     more = co_await ReadHead();
-    if (more) more = co_await Serve();
+    if (more) {
+      more = co_await Serve();
+    }
   }
-  if (!broken_) co_await Linger();
+  if (!broken_) {
+    co_await Linger();
+  }
   socket_.close(ignored);
+  co_return;
 }
 
 asio::awaitable<bool> Connection::ReadMore(size_t bytes) {
@@ -176,7 +181,8 @@ asio::awaitable<bool> Connection::ReadHead() {
         co_return false;
       }
     }
-    if (!co_await ReadMore(kReadBytes)) {
+    const bool more = co_await ReadMore(kReadBytes);
+    if (!more) {
       if (timed_out_) {
         Refuse(ErrorCode::kRequestTimeout, "The headers of the request did not arrive in time.");
       } else {
@@ -214,7 +220,8 @@ asio::awaitable<bool> Connection::ReadBody() {
     }
     // Whoever keeps sending gets more time, so that a large body may take longer than a trickle.
     deadline_ = start + std::chrono::milliseconds(limits.body_millis + arrived * 1000 / std::max<int64_t>(1, limits.body_bytes_per_second));
-    if (!co_await ReadMore(kBodyReadBytes)) {
+    const bool more = co_await ReadMore(kBodyReadBytes);
+    if (!more) {
       if (timed_out_) {
         HttpResponse response = ErrorResponse({.code = ErrorCode::kRequestTimeout, .message = "The body of the request did not arrive in time."});
         response.close = true;
@@ -281,7 +288,8 @@ asio::awaitable<bool> Connection::Serve() {
       out_ += "HTTP/1.1 100 Continue\r\n\r\n";
       Flush();
     }
-    if (co_await ReadBody()) {
+    const bool whole = co_await ReadBody();
+    if (whole) {
       Enter(Phase::kBusy, 0);
       HttpRequest request = head_;
       request.body = std::move(parser_->get().body());
@@ -300,17 +308,24 @@ asio::awaitable<bool> Connection::Serve() {
 }
 
 // Reads on while the answer is made: the end of the input means that the client has left.
+// (GCC 12 miscompiles co_await inside conditions and branches without braces: each has its own statement here.)
 asio::awaitable<void> Connection::WaitForEnd() {
   while (!done_) {
     if (input_.size() >= kAheadBytes) {
-      done_timer_ = std::make_unique<asio::steady_timer>(socket_.get_executor(), Moment::max());
-      if (!done_) (void)co_await done_timer_->async_wait(kToken);
-      done_timer_ = nullptr;
-      continue;
+      co_await WaitForDone();
+    } else {
+      const bool more = co_await ReadMore(kReadBytes);
+      if (!more && !done_ && read_error_ != asio::error::operation_aborted) Leave();
     }
-    if (co_await ReadMore(kReadBytes)) continue;
-    if (!done_ && read_error_ != asio::error::operation_aborted) Leave();
   }
+  co_return;
+}
+
+asio::awaitable<void> Connection::WaitForDone() {
+  done_timer_ = std::make_unique<asio::steady_timer>(socket_.get_executor(), Moment::max());
+  [[maybe_unused]] const auto [cancelled] = co_await done_timer_->async_wait(kToken);
+  done_timer_ = nullptr;
+  co_return;
 }
 
 // What the peer may still be sending is read and dropped for a moment: closing at once could destroy the answer on its way.
@@ -320,10 +335,12 @@ asio::awaitable<void> Connection::Linger() {
   socket_.shutdown(Tcp::socket::shutdown_send, ignored);
   size_t dropped = 0;
   input_.clear();
-  while (dropped < kLingerBytes && !timed_out_ && co_await ReadMore(kReadBytes)) {
+  for (bool more = true; more && dropped < kLingerBytes && !timed_out_;) {
+    more = co_await ReadMore(kReadBytes);
     dropped += input_.size();
     input_.clear();
   }
+  co_return;
 }
 
 void Connection::Refuse(ErrorCode code, std::string message) {

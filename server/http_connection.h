@@ -68,6 +68,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   asio::awaitable<bool> ReadBody();
   asio::awaitable<bool> Serve();  // false: the connection ends
   asio::awaitable<void> WaitForEnd();
+  asio::awaitable<void> WaitForDone();
   asio::awaitable<void> Linger();
   void BeginExchange();
   std::optional<HttpResponse> CheckLimits() const;

@@ -116,7 +116,8 @@ asio::awaitable<void> HttpServer::State::Accept() {
     if (error) {
       if (error == asio::error::no_descriptors || error == boost::system::errc::too_many_files_open_in_system) RefuseWithReserve();
       pause.expires_after(std::chrono::milliseconds(20));
-      (void)co_await pause.async_wait(kToken);
+      const auto [waited] = co_await pause.async_wait(kToken);
+      if (waited) co_return;
       continue;
     }
     if (connections.load() >= config.limits.connections) {
@@ -152,7 +153,8 @@ asio::awaitable<void> HttpServer::State::SweepConnections(IoThread* thread) {
   asio::steady_timer timer(*thread->context);
   for (;;) {
     timer.expires_after(interval);
-    (void)co_await timer.async_wait(kToken);
+    const auto [waited] = co_await timer.async_wait(kToken);
+    if (waited) co_return;
     const Moment now = std::chrono::steady_clock::now();
     // Sweeping may end a connection, but none is destroyed before its coroutine has run again.
     for (Connection* connection : thread->connections) connection->Sweep(now);
