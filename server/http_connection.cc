@@ -161,14 +161,19 @@ asio::awaitable<bool> Connection::ReadHead() {
   parser_.emplace();
   parser_->header_limit(uint32_t(limits.header_bytes));
   parser_->body_limit(limits.body_bytes);
+  bool in_first_line = true;  // the parser takes whole lines only
   for (;;) {
     if (!input_.empty()) {
       boost::system::error_code error;
       const size_t used = parser_->put(asio::buffer(input_), error);
       input_.erase(0, used);
+      in_first_line = in_first_line && used == 0;
+      if (error == http::error::body_limit) {  // as the Content-Length says
+        Refuse(ErrorCode::kPayloadTooLarge, fmt::format("The body is larger than {} bytes; send less.", limits.body_bytes));
+        co_return false;
+      }
       if (parser_->is_header_done()) co_return true;
-      const size_t line = std::min(input_.find('\n'), input_.size());
-      if (line > limits.uri_bytes + 32) {
+      if (in_first_line && std::min(input_.find('\n'), input_.size()) > limits.uri_bytes + 32) {
         Refuse(ErrorCode::kUriTooLong, fmt::format("The address of this request is longer than {} bytes.", limits.uri_bytes));
         co_return false;
       }

@@ -29,9 +29,13 @@ StatusOr<int64_t> ChooseModelLength(const EngineOptions& options, const ModelCon
 StatusOr<int64_t> ChooseNumBlocks(const EngineOptions& options, const KvLayout& layout, int64_t max_model_len, size_t free_memory) {
   const int64_t block_bytes = int64_t(layout.block_bytes());
   const int64_t per_sequence = (max_model_len + layout.block_tokens - 1) / layout.block_tokens;
-  if (options.num_blocks > 0) return options.num_blocks;
-  if (options.kv_cache_memory_bytes > 0) {
-    const int64_t blocks = options.kv_cache_memory_bytes / block_bytes;
+  if (options.num_blocks > 0 || options.kv_cache_memory_bytes > 0) {
+    const char* flag = options.num_blocks > 0 ? "--num-gpu-blocks-override" : "--kv-cache-memory-bytes";
+    const int64_t blocks = options.num_blocks > 0 ? options.num_blocks : options.kv_cache_memory_bytes / block_bytes;
+    if (blocks > int64_t(free_memory) / block_bytes) {
+      return ResourceExhausted("{} asks for {} of KV but only {} of memory is free: lower it", flag,
+                               FormatBytes(double(blocks) * double(block_bytes)), FormatBytes(double(free_memory)));
+    }
     if (blocks >= 1) return blocks;
     return InvalidArgument("--kv-cache-memory-bytes is {} but one block of {} tokens takes {}: give more, or lower --block-size",
                            FormatBytes(double(options.kv_cache_memory_bytes)), layout.block_tokens, FormatBytes(double(block_bytes)));

@@ -27,21 +27,22 @@ def test_greedy_tokens(folder):
     is_float32 = golden["stored_dtype"] == "float32"
     with Server(folder) as server:
         for prompt in golden["prompts"]:
-            body = {"prompt": prompt["ids"], "max_tokens": 64, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
+            body = {"prompt": prompt["prompt_ids"], "max_tokens": 64, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
             choice = server.post("/v1/completions", body)["choices"][0]
             check_ids(choice["token_ids"], prompt, is_float32, f"HTTP {folder.name}")
-            if "text" in prompt and len(prompt["ids"]) > 1:
-                body["prompt"] = prompt["text"] if isinstance(prompt["text"], str) else body["prompt"]
+            text = server.post("/v1/completions", {**body, "prompt": prompt["prompt"]})["choices"][0]
+            assert text["token_ids"] == choice["token_ids"], "text and ids of the same prompt differ"
         for case in golden.get("tokenizer_cases", []):
-            tokens = server.post("/tokenize", {"prompt": case["text"], "add_special_tokens": case.get("add_special_tokens", True)})["tokens"]
-            assert tokens == case["ids"], case
+            assert server.post("/tokenize", {"prompt": case["text"]})["tokens"] == case["ids"], case
+            bare = server.post("/tokenize", {"prompt": case["text"], "add_special_tokens": False})["tokens"]
+            assert bare == case["ids_without_bos"], case
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: f.name)
 def test_greedy_tokens_on_the_command_line(folder):
     golden = json.loads((folder / "golden.json").read_text())
     for prompt in golden["prompts"]:
-        ids = ",".join(map(str, prompt["ids"]))
+        ids = ",".join(map(str, prompt["prompt_ids"]))
         out = subprocess.run([BIN, "generate", "--model", str(folder), "--token-ids", ids, "-n", "64", "--ignore-eos", "--json"],
                              capture_output=True, text=True, check=True).stdout
         check_ids(json.loads(out)["token_ids"], prompt, golden["stored_dtype"] == "float32", f"generate {folder.name}")
@@ -53,5 +54,5 @@ def test_greedy_tokens_over_grpc(folder):
     golden = json.loads((folder / "golden.json").read_text())
     with Server(folder) as server, grpc_client.connect(server.grpc_port) as client:
         for prompt in golden["prompts"]:
-            ids = client.generate_ids(prompt["ids"], max_tokens=64)
+            ids = client.generate_ids(prompt["prompt_ids"], max_tokens=64)
             check_ids(ids, prompt, golden["stored_dtype"] == "float32", f"gRPC {folder.name}")

@@ -154,7 +154,9 @@ def stream_to_end(server, ended, i):
     body = {"prompt": [1 + i % 50, 7, 9], "max_tokens": 300, "stream": True, "ignore_eos": True, "temperature": 1, "seed": i}
     connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
     response = connection.getresponse()
-    assert response.status == 200
+    if response.status != 200:  # ended before its first token: a plain error is its terminal event
+        ended[i] = response.status
+        return
     last = None
     for event in sse_events(response):
         if "error" in event:
@@ -180,4 +182,4 @@ def test_sigterm_under_load_loses_no_terminal_event(drain):
         thread.join(30 * SLOW)
     accepted = [v for v in ended.values()]
     assert len(accepted) >= running, (len(accepted), running)
-    assert all(v in (("length",) if drain else ("length", "error")) for v in accepted), accepted
+    assert all(v in (("length",) if drain else ("length", "error", 503)) for v in accepted), accepted

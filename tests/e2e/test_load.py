@@ -15,7 +15,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (min(8192, resource.getrlimit(resourc
 
 
 def used_blocks(server):
-    return server.metric("kvasir:kv_blocks_used")
+    return server.metric("kvasir_kv_blocks_used")
 
 
 def wait_until(condition, seconds, what):
