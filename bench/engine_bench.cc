@@ -37,7 +37,8 @@ StatusOr<Timing> RunBatch(Runtime& runtime, const BenchOptions& options, int64_t
   std::vector<std::shared_ptr<CountingSink>> sinks;
   for (int64_t i = 0; i < batch; ++i) {
     RequestDraft draft;
-    for (int64_t t = 0; t < options.prompt_tokens; ++t) draft.prompt.push_back(int32_t(rng.Below(uint64_t(runtime.model->config().vocab_size))));
+    for (int64_t t = 0; t < options.prompt_tokens; ++t)
+      draft.prompt.push_back(int32_t(rng.Below(uint64_t(runtime.model->config().vocab_size))));
     draft.max_tokens = options.decode_tokens + 1;
     draft.ignore_eos = true;
     draft.sampling.temperature = 0;
@@ -80,7 +81,8 @@ double DecodeFloorSeconds(const Runtime& runtime, const Ceilings& machine, int64
 double PrefillFloorSeconds(const Runtime& runtime, const Ceilings& machine, int64_t tokens, int64_t prompt) {
   const ModelConfig& c = runtime.model->config();
   const double body = double(c.parameter_count()) - double(c.vocab_size * c.hidden_size) * (c.tie_word_embeddings ? 1 : 2);
-  const double attention = 2.0 * double(prompt) * c.num_q_heads * c.head_dim * c.num_layers;  // causal: half of 4 T Hq d per token
+  const double attention =
+      2.0 * double(prompt) * c.num_q_heads * c.head_dim * c.num_layers;  // causal: half of 4 T Hq d per token
   const double peak = c.dtype == DType::kBF16 && machine.dot_bf16_gflops > 0 ? machine.dot_bf16_gflops : machine.fma_f32_gflops;
   return double(tokens) * (2 * body + attention) / (peak * 1e9);
 }
@@ -97,8 +99,8 @@ Status BenchModel(const BenchOptions& options) {
   if (machine.dot_bf16_gflops > 0) PrintResult({"", "bf16 dot", machine.dot_bf16_gflops, "GFLOP/s"}, options.json);
   for (const int64_t batch : options.batches) {
     if (options.prompt_tokens + options.decode_tokens + 1 > runtime->max_model_len) {
-      return InvalidArgument("--prompt-tokens {} and --decode-tokens {} are longer than the model's context of {}", options.prompt_tokens,
-                             options.decode_tokens, runtime->max_model_len);
+      return InvalidArgument("--prompt-tokens {} and --decode-tokens {} are longer than the model's context of {}",
+                             options.prompt_tokens, options.decode_tokens, runtime->max_model_len);
     }
     std::vector<double> prefill, decode;
     for (int repetition = 0; repetition < 3; ++repetition) {
@@ -113,9 +115,11 @@ Status BenchModel(const BenchOptions& options) {
     const int64_t tokens = batch * options.prompt_tokens;
     const double prefill_ceiling = double(tokens) / PrefillFloorSeconds(*runtime, machine, tokens, options.prompt_tokens);
     PrintResult({"", fmt::format("prefill, {} x {} tokens", batch, options.prompt_tokens), prefill[1], "tok/s", prefill_ceiling,
-                 prefill[1] / prefill_ceiling}, options.json);
+                 prefill[1] / prefill_ceiling},
+                options.json);
     PrintResult({"", fmt::format("decode, batch {}, context ~{:.0f}", batch, context), decode[1], "tok/s", decode_ceiling,
-                 decode[1] / decode_ceiling}, options.json);
+                 decode[1] / decode_ceiling},
+                options.json);
   }
   return OkStatus();
 }

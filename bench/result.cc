@@ -11,8 +11,8 @@ void PrintResult(const BenchResult& r, bool json) {
                                          {"unit", r.unit}, {"ceiling", r.ceiling}, {"ratio", r.ratio}};
     std::printf("%s\n", line.dump().c_str());
   } else if (r.ceiling > 0) {
-    std::printf("%-4s %-44s %12.4g %-10s ceiling %10.4g  ratio %6.3f\n", r.id.c_str(), r.name.c_str(), r.value, r.unit.c_str(), r.ceiling,
-                r.ratio);
+    std::printf("%-4s %-44s %12.4g %-10s ceiling %10.4g  ratio %6.3f\n", r.id.c_str(), r.name.c_str(), r.value, r.unit.c_str(),
+                r.ceiling, r.ratio);
   } else {
     std::printf("%-4s %-44s %12.4g %s\n", r.id.c_str(), r.name.c_str(), r.value, r.unit.c_str());
   }

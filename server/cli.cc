@@ -11,6 +11,8 @@
 namespace kvasir {
 namespace {
 
+const std::vector<std::string> kDTypes = {"auto", "float32", "float16", "bfloat16", "float", "half", "bf16", "fp16", "fp32"};
+
 // CLI11 reports what a validator returns; sizes are rewritten to plain numbers before conversion.
 CLI::Validator Size() {
   return CLI::Validator(
@@ -29,7 +31,7 @@ CLI::Option* Env(CLI::Option* option) {
   return option->envname(name)->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
 }
 
-void AddEngineOptions(CLI::App& app, EngineOptions& o) {
+void AddModelOptions(CLI::App& app, EngineOptions& o) {
   Env(app.add_option("--model,-m", o.model, "Model folder in Hugging Face layout (config.json, *.safetensors, tokenizer.json)"))
       ->group("Model");
   Env(app.add_option("--device", o.device, "Where to compute"))
@@ -40,12 +42,8 @@ void AddEngineOptions(CLI::App& app, EngineOptions& o) {
       ->check(CLI::Range(0, 1024))
       ->capture_default_str()
       ->group("Model");
-  const auto dtypes = CLI::IsMember({"auto", "float32", "float16", "bfloat16", "float", "half", "bf16", "fp16", "fp32"});
+  const auto dtypes = CLI::IsMember(kDTypes);
   Env(app.add_option("--dtype", o.dtype, "Weights; auto = as stored"))->check(dtypes)->capture_default_str()->group("Model");
-  Env(app.add_option("--kv-cache-dtype", o.kv_cache_dtype, "KV cache; auto = as the weights"))
-      ->check(dtypes)
-      ->capture_default_str()
-      ->group("KV cache");
   Env(app.add_option("--max-model-len,--ctx-size,-c", o.max_model_len, "Longest prompt + answer; 0 = the model's own"))
       ->transform(Size())
       ->capture_default_str()
@@ -61,6 +59,14 @@ void AddEngineOptions(CLI::App& app, EngineOptions& o) {
   Env(app.add_option("--seed", o.seed, "Seed of requests that give none; 0 = a new one each"))
       ->capture_default_str()
       ->group("Model");
+}
+
+void AddSchedulerAndCacheOptions(CLI::App& app, EngineOptions& o) {
+  const auto dtypes = CLI::IsMember(kDTypes);
+  Env(app.add_option("--kv-cache-dtype", o.kv_cache_dtype, "KV cache; auto = as the weights"))
+      ->check(dtypes)
+      ->capture_default_str()
+      ->group("KV cache");
   Env(app.add_option("--max-num-batched-tokens", o.max_num_batched_tokens, "Tokens computed per step"))
       ->transform(Size())
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))
@@ -108,6 +114,11 @@ void AddEngineOptions(CLI::App& app, EngineOptions& o) {
       ->group("KV cache");
   Env(app.add_flag("--check-invariants", o.check_invariants, "Verify the KV cache after every step (slow; for debugging)"))
       ->group("KV cache");
+}
+
+void AddEngineOptions(CLI::App& app, EngineOptions& o) {
+  AddModelOptions(app, o);
+  AddSchedulerAndCacheOptions(app, o);
 }
 
 void AddServeOptions(CLI::App& app, ServeOptions& o) {

@@ -51,8 +51,8 @@ StatusOr<std::vector<int32_t>> ParseTokenIds(const std::string& text) {
     int32_t id = 0;
     const auto [rest, error] = std::from_chars(at, end, id);
     if (error != std::errc() || (rest != end && *rest != ',')) {
-      return InvalidArgument("--token-ids: '{}' at byte {} is not a token id: write them as 1,2,3", std::string(at, end).substr(0, 20),
-                             at - text.data());
+      return InvalidArgument("--token-ids: '{}' at byte {} is not a token id: write them as 1,2,3",
+                             std::string(at, end).substr(0, 20), at - text.data());
     }
     ids.push_back(id);
     at = rest == end ? end : rest + 1;
@@ -77,7 +77,8 @@ StatusOr<std::vector<int32_t>> PromptIds(const GenerateOptions& options, const R
   if (!options.token_ids.empty()) return ParseTokenIds(options.token_ids);
   KVASIR_ASSIGN_OR_RETURN(const std::string text, ReadPrompt(options));
   if (!options.chat) return runtime.tokenizer->Encode(text, /*add_special_tokens=*/true);
-  if (!runtime.chat_template) return InvalidArgument("--chat: the model has no chat template; leave --chat out, or give --chat-template");
+  if (!runtime.chat_template)
+    return InvalidArgument("--chat: the model has no chat template; leave --chat out, or give --chat-template");
   ChatInput input;
   input.messages = Json::array({Json{{"role", "user"}, {"content", text}}});
   input.add_generation_prompt = true;
@@ -107,7 +108,8 @@ struct Generated {
 };
 
 // Reads events to the end, printing text as it becomes complete (unless JSON is wanted).
-StatusOr<Generated> Collect(const GenerateOptions& options, const Runtime& runtime, std::span<const int32_t> prompt, WaitingSink& sink) {
+StatusOr<Generated> Collect(const GenerateOptions& options, const Runtime& runtime, std::span<const int32_t> prompt,
+                            WaitingSink& sink) {
   Generated out;
   IncrementalDetokenizer detokenizer(runtime.tokenizer.get(), /*skip_special_tokens=*/true, prompt);
   const auto show = [&](const std::string& text) {
@@ -120,8 +122,11 @@ StatusOr<Generated> Collect(const GenerateOptions& options, const Runtime& runti
   while (true) {
     const TokenEvent event = sink.Next();
     switch (event.kind) {
-      case TokenEvent::Kind::kStarted: out.cached_tokens = event.cached_tokens; break;
-      case TokenEvent::Kind::kPrompt: break;
+      case TokenEvent::Kind::kStarted:
+        out.cached_tokens = event.cached_tokens;
+        break;
+      case TokenEvent::Kind::kPrompt:
+        break;
       case TokenEvent::Kind::kToken:
         out.ids.push_back(event.sample.token);
         if (options.logprobs >= 0) {
@@ -131,7 +136,9 @@ StatusOr<Generated> Collect(const GenerateOptions& options, const Runtime& runti
         }
         show(detokenizer.Append(event.sample.token));
         break;
-      case TokenEvent::Kind::kFinished: out.reason = event.reason; break;
+      case TokenEvent::Kind::kFinished:
+        out.reason = event.reason;
+        break;
       case TokenEvent::Kind::kEnd:
         if (!event.status.ok()) return event.status;
         show(detokenizer.Finish());

@@ -8,8 +8,8 @@
 namespace kvasir {
 namespace {
 
-// Lives until gRPC says OnDone and the service has let go of it. Sink callbacks come on the loop thread, reactor callbacks on gRPC's threads;
-// the mutex guards the queue between them. gRPC is never called with the mutex held.
+// Lives until gRPC says OnDone and the service has let go of it. Sink callbacks come on the loop thread, reactor callbacks on
+// gRPC's threads; the mutex guards the queue between them. gRPC is never called with the mutex held.
 class GenerateStream final : public grpc::ServerWriteReactor<v1::GenerateEvent>, public ResponseSink {
  public:
   GenerateStream(Service* service, grpc::CallbackServerContext* context) : service_(service), context_(context) {}
@@ -45,7 +45,8 @@ class GenerateStream final : public grpc::ServerWriteReactor<v1::GenerateEvent>,
     out->set_prompt_tokens(started.prompt_tokens);
     out->set_cached_tokens(started.cached_tokens);
     out->mutable_prompt_token_ids()->Add(started.prompt_ids.begin(), started.prompt_ids.end());
-    for (const SampleResult& sample : started.prompt_logprobs) FillLogprobs(service_->tokenizer(), sample, out->add_prompt_logprobs());
+    for (const SampleResult& sample : started.prompt_logprobs)
+      FillLogprobs(service_->tokenizer(), sample, out->add_prompt_logprobs());
     Push(std::move(event));
   }
   void OnDelta(const Delta& delta) override {
@@ -201,8 +202,9 @@ class GenerateStream final : public grpc::ServerWriteReactor<v1::GenerateEvent>,
 }  // namespace
 
 grpc::ServerWriteReactor<v1::GenerateEvent>* StartGenerate(Service* service, const std::shared_ptr<CallLoop>& loop,
-                                                           grpc::CallbackServerContext* context, const v1::GenerateRequest& message,
-                                                           ApiError denied, std::string tenant) {
+                                                           grpc::CallbackServerContext* context,
+                                                           const v1::GenerateRequest& message, ApiError denied,
+                                                           std::string tenant) {
   return GenerateStream::Begin(service, loop, context, message, std::move(denied), std::move(tenant));
 }
 

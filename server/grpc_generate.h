@@ -13,7 +13,8 @@ namespace kvasir {
 
 // Starts the call (or ends it with `denied`, when that is an error). The reactor frees itself when gRPC is done with it.
 grpc::ServerWriteReactor<v1::GenerateEvent>* StartGenerate(Service* service, const std::shared_ptr<CallLoop>& loop,
-                                                           grpc::CallbackServerContext* context, const v1::GenerateRequest& message,
-                                                           ApiError denied, std::string tenant);
+                                                           grpc::CallbackServerContext* context,
+                                                           const v1::GenerateRequest& message, ApiError denied,
+                                                           std::string tenant);
 
 }  // namespace kvasir

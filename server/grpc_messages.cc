@@ -12,7 +12,9 @@ std::optional<T> Optional(bool has, T value) {
   return has ? std::optional<T>(value) : std::nullopt;
 }
 
-ApiError Invalid(std::string param, std::string message) { return {ErrorCode::kInvalidRequest, std::move(message), std::move(param)}; }
+ApiError Invalid(std::string param, std::string message) {
+  return {ErrorCode::kInvalidRequest, std::move(message), std::move(param)};
+}
 
 void ReadSampling(const v1::SamplingParams& s, GenerateRequest* out) {
   out->temperature = Optional(s.has_temperature(), s.temperature());
@@ -36,7 +38,8 @@ ApiError Authorize(const grpc::CallbackServerContext& context, const ApiKeys& ke
     return it == context.client_metadata().end() ? std::string_view() : std::string_view(it->second.data(), it->second.size());
   };
   auto known = keys.TenantOfHeaders(value("authorization"), value("x-api-key"));
-  if (!known) return {ErrorCode::kInvalidApiKey, "The API key is missing or wrong; send it as metadata 'authorization: Bearer KEY'."};
+  if (!known)
+    return {ErrorCode::kInvalidApiKey, "The API key is missing or wrong; send it as metadata 'authorization: Bearer KEY'."};
   *tenant = std::move(*known);
   return {};
 }
@@ -59,13 +62,16 @@ ApiError ReadChat(const v1::Chat& message, const ServerLimits& limits, ChatInput
   FieldReader fields(body, "", &error);
   if (ApiError wrong = ParseChatInput(fields, limits, &error, out); !wrong.ok()) return wrong;
   out->continue_final_message = message.continue_final_message();
-  out->add_generation_prompt = message.has_add_generation_prompt() ? message.add_generation_prompt() : !message.continue_final_message();
+  out->add_generation_prompt =
+      message.has_add_generation_prompt() ? message.add_generation_prompt() : !message.continue_final_message();
   return error;
 }
 
 ApiError ReadGenerateRequest(const v1::GenerateRequest& m, const ServerLimits& limits, GenerateRequest* out) {
   switch (m.input_case()) {
-    case v1::GenerateRequest::kText: out->prompt = m.text(); break;
+    case v1::GenerateRequest::kText:
+      out->prompt = m.text();
+      break;
     case v1::GenerateRequest::kTokenIds:
       out->prompt = std::vector<int32_t>(m.token_ids().ids().begin(), m.token_ids().ids().end());
       break;
@@ -75,7 +81,8 @@ ApiError ReadGenerateRequest(const v1::GenerateRequest& m, const ServerLimits& l
       out->prompt = std::move(chat);
       break;
     }
-    case v1::GenerateRequest::INPUT_NOT_SET: return Invalid("input", "`input` is not set; give text, token_ids or chat");
+    case v1::GenerateRequest::INPUT_NOT_SET:
+      return Invalid("input", "`input` is not set; give text, token_ids or chat");
   }
   if (m.has_sampling()) ReadSampling(m.sampling(), out);
   out->model = m.model();
@@ -165,7 +172,11 @@ std::string ValidUtf8(std::string text) {
   std::string out;
   for (size_t i = 0; i < text.size();) {
     const unsigned char lead = static_cast<unsigned char>(text[i]);
-    const size_t length = lead < 0x80 ? 1 : lead >= 0xC2 && lead < 0xE0 ? 2 : lead >= 0xE0 && lead < 0xF0 ? 3 : lead >= 0xF0 && lead < 0xF5 ? 4 : 0;
+    const size_t length = lead < 0x80                   ? 1
+                          : lead >= 0xC2 && lead < 0xE0 ? 2
+                          : lead >= 0xE0 && lead < 0xF0 ? 3
+                          : lead >= 0xF0 && lead < 0xF5 ? 4
+                                                        : 0;
     bool valid = length > 0 && i + length <= text.size();
     for (size_t j = 1; valid && j < length; ++j) valid = (static_cast<unsigned char>(text[i + j]) & 0xC0) == 0x80;
     if (valid && length == 3) {

@@ -16,7 +16,8 @@ class InferenceService final : public v1::Inference::CallbackService {
  public:
   InferenceService(kvasir::Service* service, const ApiKeys* keys) : service_(service), keys_(keys) {}
 
-  grpc::ServerWriteReactor<v1::GenerateEvent>* Generate(grpc::CallbackServerContext* context, const v1::GenerateRequest* request) override {
+  grpc::ServerWriteReactor<v1::GenerateEvent>* Generate(grpc::CallbackServerContext* context,
+                                                        const v1::GenerateRequest* request) override {
     std::string tenant;
     const ApiError denied = Authorize(*context, *keys_, &tenant);
     return StartGenerate(service_, loop_.loop(), context, *request, denied, std::move(tenant));
@@ -48,7 +49,8 @@ class InferenceService final : public v1::Inference::CallbackService {
   grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context, const v1::DetokenizeRequest* request,
                                        v1::DetokenizeResponse* response) override {
     return Unary(context, [this, request, response]() -> ApiError {
-      const auto text = service_->Detokenize({request->ids().data(), size_t(request->ids_size())}, request->skip_special_tokens());
+      const auto text =
+          service_->Detokenize({request->ids().data(), size_t(request->ids_size())}, request->skip_special_tokens());
       if (!text.ok()) return ToApiError(text.status());
       response->set_text(*text);
       return {};
@@ -63,7 +65,8 @@ class InferenceService final : public v1::Inference::CallbackService {
     });
   }
 
-  grpc::ServerUnaryReactor* GetStats(grpc::CallbackServerContext* context, const v1::GetStatsRequest*, v1::Stats* response) override {
+  grpc::ServerUnaryReactor* GetStats(grpc::CallbackServerContext* context, const v1::GetStatsRequest*,
+                                     v1::Stats* response) override {
     return Unary(context, [this, response]() -> ApiError {
       FillStats(*service_, response);
       return {};
@@ -109,8 +112,9 @@ class RunningServer final : public GrpcServer {
     builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, 64 << 10);
     server_ = builder.BuildAndStart();
     if (server_ == nullptr || port_ == 0) {
-      return Unavailable("--grpc-port {}: cannot listen on {} (is the address in use?): stop the other server or choose another --grpc-port",
-                         options.port, address);
+      return Unavailable(
+          "--grpc-port {}: cannot listen on {} (is the address in use?): stop the other server or choose another --grpc-port",
+          options.port, address);
     }
     SetHealth(true);
     return OkStatus();

@@ -1,6 +1,6 @@
-// GrpcServer: the gRPC front (proto/kvasir.proto) on the callback API: one small object per call, no thread per stream. It turns messages
-// into the same GenerateRequest the HTTP front builds, so both give the same verdict and the same tokens. Serves grpc.health.v1 (per
-// service and overall) and, if wanted, reflection.
+// GrpcServer: the gRPC front (proto/kvasir.proto) on the callback API: one small object per call, no thread per stream. It turns
+// messages into the same GenerateRequest the HTTP front builds, so both give the same verdict and the same tokens. Serves
+// grpc.health.v1 (per service and overall) and, if wanted, reflection.
 #pragma once
 
 #include <cstdint>

@@ -23,11 +23,18 @@ int Main(int argc, char** argv) {
   if (!line.ok()) return ExitCode(line.status());
   for (const std::string& warning : line->warnings) std::fprintf(stderr, "kvasir: %s\n", warning.c_str());
   switch (line->command) {
-    case CommandLine::Command::kHelp: std::fputs(line->help.c_str(), stdout); return 0;
-    case CommandLine::Command::kVersion: std::printf("kvasir %s\n", KVASIR_VERSION); return 0;
-    case CommandLine::Command::kServe: return ExitCode(RunServe(line->serve));
-    case CommandLine::Command::kGenerate: return ExitCode(RunGenerate(line->generate));
-    case CommandLine::Command::kBench: return ExitCode(RunBenchEngine(line->bench));
+    case CommandLine::Command::kHelp:
+      std::fputs(line->help.c_str(), stdout);
+      return 0;
+    case CommandLine::Command::kVersion:
+      std::printf("kvasir %s\n", KVASIR_VERSION);
+      return 0;
+    case CommandLine::Command::kServe:
+      return ExitCode(RunServe(line->serve));
+    case CommandLine::Command::kGenerate:
+      return ExitCode(RunGenerate(line->generate));
+    case CommandLine::Command::kBench:
+      return ExitCode(RunBenchEngine(line->bench));
   }
   return 2;
 }

@@ -19,14 +19,17 @@ StatusOr<int64_t> ChooseModelLength(const EngineOptions& options, const ModelCon
   const int64_t limit = config.max_position_embeddings;
   if (options.max_model_len == 0) return limit;
   if (options.max_model_len > limit) {
-    return InvalidArgument("--max-model-len is {} but the model knows {} positions (max_position_embeddings in config.json): lower the flag",
-                           options.max_model_len, limit);
+    return InvalidArgument(
+        "--max-model-len is {} but the model knows {} positions (max_position_embeddings in config.json): lower the flag",
+        options.max_model_len, limit);
   }
   return options.max_model_len;
 }
 
-// How many blocks the KV pool gets: as flags say, else what max_num_seqs full sequences could use, but at most half of the free memory.
-StatusOr<int64_t> ChooseNumBlocks(const EngineOptions& options, const KvLayout& layout, int64_t max_model_len, size_t free_memory) {
+// How many blocks the KV pool gets: as flags say, else what max_num_seqs full sequences could use, but at most half of the free
+// memory.
+StatusOr<int64_t> ChooseNumBlocks(const EngineOptions& options, const KvLayout& layout, int64_t max_model_len,
+                                  size_t free_memory) {
   const int64_t block_bytes = int64_t(layout.block_bytes());
   const int64_t per_sequence = (max_model_len + layout.block_tokens - 1) / layout.block_tokens;
   if (options.num_blocks > 0 || options.kv_cache_memory_bytes > 0) {
@@ -38,15 +41,16 @@ StatusOr<int64_t> ChooseNumBlocks(const EngineOptions& options, const KvLayout& 
     }
     if (blocks >= 1) return blocks;
     return InvalidArgument("--kv-cache-memory-bytes is {} but one block of {} tokens takes {}: give more, or lower --block-size",
-                           FormatBytes(double(options.kv_cache_memory_bytes)), layout.block_tokens, FormatBytes(double(block_bytes)));
+                           FormatBytes(double(options.kv_cache_memory_bytes)), layout.block_tokens,
+                           FormatBytes(double(block_bytes)));
   }
   // Twice the sequences' own need leaves room for prefixes to stay cached.
   const int64_t wanted = per_sequence * std::max<int64_t>(2 * options.max_num_seqs, 16);
   const int64_t blocks = std::min(wanted, int64_t(free_memory / 2) / block_bytes);
   if (blocks >= per_sequence) return blocks;
   return ResourceExhausted(
-      "KV for one sequence of {} tokens needs {} but only {} of memory is free for it: lower --max-model-len, or free memory", max_model_len,
-      FormatBytes(double(per_sequence * block_bytes)), FormatBytes(double(free_memory) / 2));
+      "KV for one sequence of {} tokens needs {} but only {} of memory is free for it: lower --max-model-len, or free memory",
+      max_model_len, FormatBytes(double(per_sequence * block_bytes)), FormatBytes(double(free_memory) / 2));
 }
 
 StatusOr<std::optional<ChatTemplate>> LoadChatTemplate(const EngineOptions& options, const Tokenizer& tokenizer) {
@@ -124,8 +128,9 @@ StatusOr<std::unique_ptr<Runtime>> Runtime::Create(const EngineOptions& options,
   KVASIR_ASSIGN_OR_RETURN(runtime->model, Model::Load(options.model, runtime->device.get(), load));
   const ModelConfig& config = runtime->model->config();
   if (runtime->tokenizer->vocab_size() > config.vocab_size) {
-    return InvalidArgument("{}: tokenizer.json knows {} ids but the model's embedding has {} rows: the files are of different models",
-                           options.model, runtime->tokenizer->vocab_size(), config.vocab_size);
+    return InvalidArgument(
+        "{}: tokenizer.json knows {} ids but the model's embedding has {} rows: the files are of different models", options.model,
+        runtime->tokenizer->vocab_size(), config.vocab_size);
   }
   KVASIR_ASSIGN_OR_RETURN(runtime->max_model_len, ChooseModelLength(options, config));
 
@@ -137,8 +142,8 @@ StatusOr<std::unique_ptr<Runtime>> Runtime::Create(const EngineOptions& options,
       .block_tokens = int(options.block_size),
       .enable_prefix_caching = options.enable_prefix_caching,
       .fingerprint = fmt::format("{} {} {}", runtime->model->fingerprint(), Name(runtime->kv_layout.dtype), options.block_size)});
-  KVASIR_ASSIGN_OR_RETURN(runtime->executor, ModelExecutor::Create(runtime->model.get(), runtime->device.get(), runtime->kv_layout,
-                                                                   runtime->num_blocks));
+  KVASIR_ASSIGN_OR_RETURN(runtime->executor, ModelExecutor::Create(runtime->model.get(), runtime->device.get(),
+                                                                   runtime->kv_layout, runtime->num_blocks));
   runtime->engine = std::make_unique<Engine>(MakeEngineConfig(options, *runtime, max_logprobs), runtime->cache.get(),
                                              runtime->executor.get(), &runtime->clock);
   return runtime;

@@ -22,7 +22,9 @@
 namespace kvasir {
 namespace {
 
-bool IsLoopback(const std::string& host) { return host == "localhost" || host == "::1" || host == "[::1]" || host.rfind("127.", 0) == 0; }
+bool IsLoopback(const std::string& host) {
+  return host == "localhost" || host == "::1" || host == "[::1]" || host.rfind("127.", 0) == 0;
+}
 
 StatusOr<std::vector<std::string>> LoadKeys(const ServeOptions& options) {
   std::vector<std::string> keys = options.api_keys;
@@ -36,8 +38,10 @@ StatusOr<std::vector<std::string>> LoadKeys(const ServeOptions& options) {
     if (keys.empty()) return InvalidArgument("--api-key-file {}: holds no key: write one on each line", options.api_key_file);
   }
   if (keys.empty() && !IsLoopback(options.host) && !options.insecure_no_auth) {
-    return InvalidArgument("--host {} without API keys would serve everybody who can reach it: give --api-key-file FILE (or VLLM_API_KEY), or "
-                           "--insecure-no-auth if that is meant", options.host);
+    return InvalidArgument(
+        "--host {} without API keys would serve everybody who can reach it: give --api-key-file FILE (or VLLM_API_KEY), or "
+        "--insecure-no-auth if that is meant",
+        options.host);
   }
   return keys;
 }
@@ -142,7 +146,8 @@ class StatsLine {
  public:
   void Print(const EngineStats& now, double seconds) {
     const EngineStats& then = last_;
-    const int64_t prompt = now.computed_prompt_tokens - then.computed_prompt_tokens, generated = now.generated_tokens - then.generated_tokens;
+    const int64_t prompt = now.computed_prompt_tokens - then.computed_prompt_tokens,
+                  generated = now.generated_tokens - then.generated_tokens;
     if (prompt > 0 || generated > 0 || now.running > 0 || now.waiting > 0) {
       const int64_t asked = now.kv.queried_tokens, hit = now.kv.hit_tokens;
       spdlog::info("prompt {:.0f} tok/s, generation {:.0f} tok/s, running {}, waiting {}, KV {:.1f} %, prefix hits {:.1f} %",
@@ -191,17 +196,19 @@ Status RunServe(const ServeOptions& options) {
   http->Start(&routes);  // answers 503 "loading" until the service is set
 
   const auto start = std::chrono::steady_clock::now();
-  KVASIR_ASSIGN_OR_RETURN(const std::unique_ptr<Runtime> runtime,
-                          Runtime::Create(options.engine, options.max_logprobs, [&signals](double fraction, std::string_view what) {
-                            if (signals.Wait(0) != 0) _exit(0);  // asked to stop while loading: there is nothing to drain
-                            ShowLoadProgress(fraction, what);
-                          }));
+  KVASIR_ASSIGN_OR_RETURN(
+      const std::unique_ptr<Runtime> runtime,
+      Runtime::Create(options.engine, options.max_logprobs, [&signals](double fraction, std::string_view what) {
+        if (signals.Wait(0) != 0) _exit(0);  // asked to stop while loading: there is nothing to drain
+        ShowLoadProgress(fraction, what);
+      }));
   runtime->engine->Start();
   Service service(MakeServiceConfig(options, *runtime, limits));
   const ApiKeys api_keys(keys);
   std::unique_ptr<GrpcServer> grpc;
   if (options.grpc_port >= 0) {
-    KVASIR_ASSIGN_OR_RETURN(grpc, GrpcServer::Start({options.host, options.grpc_port, options.grpc_reflection}, &service, &api_keys));
+    KVASIR_ASSIGN_OR_RETURN(grpc,
+                            GrpcServer::Start({options.host, options.grpc_port, options.grpc_reflection}, &service, &api_keys));
   }
   routes.SetService(&service);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -211,8 +218,8 @@ Status RunServe(const ServeOptions& options) {
 
   const bool healthy = RunUntilSignal(signals, *runtime->engine, !options.disable_log_stats);
   signals.SecondEndsAtOnce();
-  spdlog::info("{}: no new requests, up to {} s for {} open ones", healthy ? "draining" : "the engine failed", options.drain_timeout_seconds,
-               service.open_calls());
+  spdlog::info("{}: no new requests, up to {} s for {} open ones", healthy ? "draining" : "the engine failed",
+               options.drain_timeout_seconds, service.open_calls());
   service.BeginDrain();
   if (grpc) grpc->BeginDrain();
   runtime->engine->Drain(healthy ? options.drain_timeout_seconds * 1'000'000 : 0);
