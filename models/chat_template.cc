@@ -14,7 +14,8 @@ using Json = nlohmann::ordered_json;
 
 // A text no user writes; it marks where the last message ends (the trailing space shows whether the template trims).
 constexpr std::string_view kContinueTag = "CONTINUE_FINAL_MESSAGE_TAG ";
-constexpr std::array<std::string_view, 6> kReserved = {"messages", "tools", "documents", "bos_token", "eos_token", "add_generation_prompt"};
+constexpr std::array<std::string_view, 6> kReserved = {"messages",  "tools",     "documents",
+                                                       "bos_token", "eos_token", "add_generation_prompt"};
 constexpr size_t kMaxArgumentBytes = 4 << 20;
 constexpr int kMaxArgumentDepth = 128;
 
@@ -42,8 +43,10 @@ bool TooDeep(std::string_view text) {
   bool quoted = false;
   for (size_t i = 0; i < text.size(); i++) {
     if (quoted) {
-      if (text[i] == '\\') i++;
-      else if (text[i] == '"') quoted = false;
+      if (text[i] == '\\')
+        i++;
+      else if (text[i] == '"')
+        quoted = false;
     } else if (text[i] == '"') {
       quoted = true;
     } else if (text[i] == '{' || text[i] == '[') {
@@ -69,9 +72,11 @@ Status ParseArguments(Json* message, size_t index) {
       function["arguments"] = Json::object();
       continue;
     }
-    if (text.size() > kMaxArgumentBytes || TooDeep(text)) return InvalidArgument("{} is larger or nests deeper than is accepted", place);
+    if (text.size() > kMaxArgumentBytes || TooDeep(text))
+      return InvalidArgument("{} is larger or nests deeper than is accepted", place);
     Json parsed = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-    if (parsed.is_discarded()) return InvalidArgument("{} is not valid JSON; send the arguments as a JSON object in a string", place);
+    if (parsed.is_discarded())
+      return InvalidArgument("{} is not valid JSON; send the arguments as a JSON object in a string", place);
     function["arguments"] = std::move(parsed);
   }
   return OkStatus();
@@ -102,7 +107,8 @@ StatusOr<std::string> CutAtTag(std::string text, const std::string& final_text) 
   const size_t at = text.rfind(bare);
   const std::string_view stripped = jinja::Strip(final_text, nullptr, true, true);
   if (at == std::string::npos || text.find(stripped) == std::string::npos) {
-    return InvalidArgument("continue_final_message is set but the chat template does not show the final message's text; it cannot be continued");
+    return InvalidArgument(
+        "continue_final_message is set but the chat template does not show the final message's text; it cannot be continued");
   }
   const bool keeps_space = text.compare(at, kContinueTag.size(), kContinueTag) == 0;
   text.resize(at);
@@ -120,7 +126,8 @@ StatusOr<ChatTemplate> ChatTemplate::Parse(std::string source, std::string bos_t
   out.template_ = std::move(*parsed);
   out.bos_token_ = std::move(bos_token);
   out.eos_token_ = std::move(eos_token);
-  out.wants_parts_ = format == ContentFormat::kParts || (format == ContentFormat::kAuto && out.template_->IteratesMember("content"));
+  out.wants_parts_ =
+      format == ContentFormat::kParts || (format == ContentFormat::kAuto && out.template_->IteratesMember("content"));
   out.limits_ = limits;
   return out;
 }

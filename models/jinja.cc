@@ -56,7 +56,9 @@ StatusOr<std::string> JinjaTemplate::Render(const nlohmann::ordered_json& contex
   return jinja::Evaluator(*template_, limits, now_unix_seconds).Run(context);
 }
 
-bool JinjaTemplate::UsesVariable(std::string_view name) const { return template_->context_names.contains(std::string(name)); }
+bool JinjaTemplate::UsesVariable(std::string_view name) const {
+  return template_->context_names.contains(std::string(name));
+}
 
 bool JinjaTemplate::IteratesMember(std::string_view member) const {
   // Variables set from the member, and macro parameters of the same name, stand for it.

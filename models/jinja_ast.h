@@ -13,22 +13,27 @@
 namespace kvasir::jinja {
 
 enum class ExprKind : uint8_t {
-  kConst,      // value
-  kName,       // name, ref
-  kNsRef,      // name.text as a target of `set`
-  kTuple, kList,
-  kDict,       // kids: key, value, key, value ...
-  kBinary,     // op, kids[0], kids[1]
-  kAnd, kOr, kNot, kNeg, kPos,
-  kConcat,     // a ~ b ~ c
-  kCompare,    // kids[0] ops[0] kids[1] ops[1] kids[2] ...
-  kGetattr,    // kids[0].text
-  kGetitem,    // kids[0][kids[1]]
-  kSlice,      // kids[0][kids[1]:kids[2]:kids[3]], parts may be null
-  kCall,       // kids[0](call)
-  kFilter,     // kids[0] | text(call); kids[0] is null where a block is filtered
-  kTest,       // kids[0] is text(call)
-  kCond,       // kids[1] if kids[0] else kids[2] (may be null)
+  kConst,  // value
+  kName,   // name, ref
+  kNsRef,  // name.text as a target of `set`
+  kTuple,
+  kList,
+  kDict,    // kids: key, value, key, value ...
+  kBinary,  // op, kids[0], kids[1]
+  kAnd,
+  kOr,
+  kNot,
+  kNeg,
+  kPos,
+  kConcat,   // a ~ b ~ c
+  kCompare,  // kids[0] ops[0] kids[1] ops[1] kids[2] ...
+  kGetattr,  // kids[0].text
+  kGetitem,  // kids[0][kids[1]]
+  kSlice,    // kids[0][kids[1]:kids[2]:kids[3]], parts may be null
+  kCall,     // kids[0](call)
+  kFilter,   // kids[0] | text(call); kids[0] is null where a block is filtered
+  kTest,     // kids[0] is text(call)
+  kCond,     // kids[1] if kids[0] else kids[2] (may be null)
 };
 enum class Op : uint8_t { kAdd, kSub, kMul, kDiv, kFloorDiv, kMod, kPow, kEq, kNe, kLt, kLe, kGt, kGe, kIn, kNotIn };
 

@@ -18,14 +18,15 @@ StatusOr<Value> MakeRange(Evaluator& eval, const Args& args) {
     if (args.positional[i].undefined()) return UndefinedError(args.positional[i]);
     KVASIR_ASSIGN_OR_RETURN(parts[i], AsIndex(args.positional[i], "range()"));
     constexpr Int kHuge = Int{1} << 100;
-    if (parts[i] > kHuge || parts[i] < -kHuge) return InvalidArgument("template budget exceeded: range() with numbers beyond 2**100");
+    if (parts[i] > kHuge || parts[i] < -kHuge)
+      return InvalidArgument("template budget exceeded: range() with numbers beyond 2**100");
   }
   if (args.positional.size() == 1) std::swap(parts[0], parts[1]);
   if (parts[2] == 0) return InvalidArgument("range() arg 3 must not be zero");
   KVASIR_ASSIGN_OR_RETURN(Value range, eval.heap().Range(parts[0], parts[1], parts[2]));
   if (range.object<RangeObj>().size() > kMaxRange) {
-    return InvalidArgument("template budget exceeded: range() of {} items but the limit is {}", IntToString(range.object<RangeObj>().size()),
-                           IntToString(kMaxRange));
+    return InvalidArgument("template budget exceeded: range() of {} items but the limit is {}",
+                           IntToString(range.object<RangeObj>().size()), IntToString(kMaxRange));
   }
   return range;
 }
@@ -66,7 +67,8 @@ StatusOr<Value> MakeNamespace(Evaluator& eval, const Args& args) {
 
 StatusOr<Value> StrftimeNow(Evaluator& eval, const Value& format) {
   KVASIR_ASSIGN_OR_RETURN(const std::string_view text, AsText(format, "strftime_now()"));
-  if (text.size() > 256) return InvalidArgument("template budget exceeded: a strftime_now() format of {} bytes, the limit is 256", text.size());
+  if (text.size() > 256)
+    return InvalidArgument("template budget exceeded: a strftime_now() format of {} bytes, the limit is 256", text.size());
   const auto now = static_cast<time_t>(eval.now());
   std::tm local{};
   if (localtime_r(&now, &local) == nullptr) return InvalidArgument("strftime_now(): the time {} cannot be shown", eval.now());
@@ -100,7 +102,8 @@ StatusOr<Value> CallFunction(Evaluator& eval, const std::string& name, Args args
     KVASIR_ASSIGN_OR_RETURN(const auto items, DictItems(eval, "dict()", args));
     return eval.heap().Dict(items);
   }
-  KVASIR_ASSIGN_OR_RETURN(const Bound bound, BindArgs(name + "()", name == "raise_exception" ? "message!" : "format!", std::move(args)));
+  KVASIR_ASSIGN_OR_RETURN(const Bound bound,
+                          BindArgs(name + "()", name == "raise_exception" ? "message!" : "format!", std::move(args)));
   if (name == "strftime_now") return StrftimeNow(eval, bound[0]);
   KVASIR_ASSIGN_OR_RETURN(std::string text, ToStr(eval.heap(), bound[0]));
   return eval.Raise(std::move(text));

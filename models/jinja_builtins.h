@@ -52,7 +52,7 @@ StatusOr<Value> CallMethod(Evaluator& eval, const Value& self, const std::string
 StatusOr<Bound> BindArgs(const std::string& what, std::string_view params, Args args);
 
 // Arguments with Python's type checks.
-StatusOr<Int> AsIndex(const Value& v, const char* what);   // int or bool
+StatusOr<Int> AsIndex(const Value& v, const char* what);  // int or bool
 StatusOr<std::string_view> AsText(const Value& v, const char* what);
 
 // Operators; `eval` supplies the heap.

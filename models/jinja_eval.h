@@ -49,7 +49,8 @@ struct LoopObj : Object {
 
 class Evaluator {
  public:
-  Evaluator(const Template& tmpl, const JinjaLimits& limits, int64_t now) : template_(tmpl), limits_(limits), heap_(limits), now_(now) {}
+  Evaluator(const Template& tmpl, const JinjaLimits& limits, int64_t now)
+      : template_(tmpl), limits_(limits), heap_(limits), now_(now) {}
 
   StatusOr<std::string> Run(const nlohmann::ordered_json& context);
 

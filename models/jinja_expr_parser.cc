@@ -20,14 +20,22 @@ bool ExprParser::SkipOp(std::string_view op) {
 
 std::string ExprParser::Describe(const Token& token) {
   switch (token.kind) {
-    case Tok::kData: return "template text";
-    case Tok::kVariableBegin: return "'{{'";
-    case Tok::kVariableEnd: return "'}}'";
-    case Tok::kBlockBegin: return "'{%'";
-    case Tok::kBlockEnd: return "'%}'";
-    case Tok::kEnd: return "the end of the template";
-    case Tok::kString: return "a string";
-    default: return "'" + token.text + "'";
+    case Tok::kData:
+      return "template text";
+    case Tok::kVariableBegin:
+      return "'{{'";
+    case Tok::kVariableEnd:
+      return "'}}'";
+    case Tok::kBlockBegin:
+      return "'{%'";
+    case Tok::kBlockEnd:
+      return "'%}'";
+    case Tok::kEnd:
+      return "the end of the template";
+    case Tok::kString:
+      return "a string";
+    default:
+      return "'" + token.text + "'";
   }
 }
 
@@ -50,7 +58,8 @@ StatusOr<std::string> ExprParser::ExpectName() {
 
 Status ExprParser::CheckDepth() const {
   if (depth_ <= kMaxParseDepth) return OkStatus();
-  return SyntaxError(Current().line, "template budget exceeded: more than {} levels of nesting; simplify the template", kMaxParseDepth);
+  return SyntaxError(Current().line, "template budget exceeded: more than {} levels of nesting; simplify the template",
+                     kMaxParseDepth);
 }
 
 StatusOr<ExprPtr> ExprParser::Make(ExprKind kind, int line, std::vector<ExprPtr> kids) {
@@ -284,7 +293,8 @@ StatusOr<ExprPtr> ExprParser::Primary(bool with_namespace) {
     case Tok::kString: {
       auto object = std::make_shared<StrObj>();
       while (Current().kind == Tok::kString) object->text += Advance().text;
-      object->ascii = std::all_of(object->text.begin(), object->text.end(), [](char c) { return static_cast<unsigned char>(c) < 0x80; });
+      object->ascii =
+          std::all_of(object->text.begin(), object->text.end(), [](char c) { return static_cast<unsigned char>(c) < 0x80; });
       node->value = Value(Type::kString, std::move(object));
       return node;
     }
@@ -535,7 +545,8 @@ StatusOr<ExprPtr> ExprParser::TestOf(ExprPtr node) {
   const Tok kind = Current().kind;
   if (IsOp("(")) {
     KVASIR_ASSIGN_OR_RETURN(call, CallArgs());
-  } else if ((kind == Tok::kName || kind == Tok::kString || kind == Tok::kInteger || kind == Tok::kFloat || IsOp("[") || IsOp("{")) &&
+  } else if ((kind == Tok::kName || kind == Tok::kString || kind == Tok::kInteger || kind == Tok::kFloat || IsOp("[") ||
+              IsOp("{")) &&
              !IsName("else") && !IsName("or") && !IsName("and")) {
     if (IsName("is")) return SyntaxError(line, "tests with 'is' cannot be chained");
     KVASIR_ASSIGN_OR_RETURN(ExprPtr argument, Primary());

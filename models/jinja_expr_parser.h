@@ -78,8 +78,8 @@ class ExprParser {
   std::vector<Token> tokens_;
   size_t at_ = 0;
   int depth_ = 0;
-  int soft_ = 0;        // inside an if: unknown filters fail only when reached
-  int for_depth_ = 0;   // inside how many for-loops; `loop` cannot be assigned there
+  int soft_ = 0;       // inside an if: unknown filters fail only when reached
+  int for_depth_ = 0;  // inside how many for-loops; `loop` cannot be assigned there
 };
 
 }  // namespace kvasir::jinja

@@ -23,16 +23,24 @@ StatusOr<Value> ByMethod(Evaluator& eval, const Value& v, const char* method, st
   KVASIR_ASSIGN_OR_RETURN(const Value text, SoftStr(eval, v));
   return CallMethod(eval, text, method, Args{std::move(args), {}});
 }
-StatusOr<Value> UpperFilter(Evaluator& e, const Value& v, Bound&) { return ByMethod(e, v, "upper"); }
-StatusOr<Value> LowerFilter(Evaluator& e, const Value& v, Bound&) { return ByMethod(e, v, "lower"); }
-StatusOr<Value> CapitalizeFilter(Evaluator& e, const Value& v, Bound&) { return ByMethod(e, v, "capitalize"); }
+StatusOr<Value> UpperFilter(Evaluator& e, const Value& v, Bound&) {
+  return ByMethod(e, v, "upper");
+}
+StatusOr<Value> LowerFilter(Evaluator& e, const Value& v, Bound&) {
+  return ByMethod(e, v, "lower");
+}
+StatusOr<Value> CapitalizeFilter(Evaluator& e, const Value& v, Bound&) {
+  return ByMethod(e, v, "capitalize");
+}
 StatusOr<Value> TrimFilter(Evaluator& e, const Value& v, Bound& args) {
   return ByMethod(e, v, "strip", args.has(0) ? std::vector<Value>{args[0]} : std::vector<Value>{});
 }
 StatusOr<Value> CenterFilter(Evaluator& e, const Value& v, Bound& args) {
   return ByMethod(e, v, "center", {args.has(0) ? args[0] : Value::Integer(80)});
 }
-StatusOr<Value> StringFilter(Evaluator& e, const Value& v, Bound&) { return SoftStr(e, v); }
+StatusOr<Value> StringFilter(Evaluator& e, const Value& v, Bound&) {
+  return SoftStr(e, v);
+}
 
 // Words begin after white space, a hyphen or an opening bracket; the rest of each word is lowered.
 StatusOr<Value> TitleFilter(Evaluator& eval, const Value& v, Bound&) {
@@ -109,7 +117,8 @@ StatusOr<Value> IndentFilter(Evaluator& eval, const Value& v, Bound& args) {
   const bool first = args.has(1) && Truthy(args[1]), blank = args.has(2) && Truthy(args[2]);
   const std::string whole = std::string(text) + "\n";
   const auto lines = SplitLines(whole, false);
-  KVASIR_RETURN_IF_ERROR(eval.heap().Reserve(static_cast<Int>(whole.size() + lines.size() * (pad.size() + sizeof(std::string_view)))));
+  KVASIR_RETURN_IF_ERROR(
+      eval.heap().Reserve(static_cast<Int>(whole.size() + lines.size() * (pad.size() + sizeof(std::string_view)))));
   std::string out = first ? pad : "";
   for (size_t i = 0; i < lines.size(); i++) {
     if (i > 0) out += "\n";
@@ -132,7 +141,8 @@ StatusOr<Value> TruncateFilter(Evaluator& eval, const Value& v, Bound& args) {
     KVASIR_ASSIGN_OR_RETURN(leeway, AsIndex(args[3], "truncate"));
   }
   const Int end_length = static_cast<Int>(CodePointCount(end));
-  if (length < end_length || leeway < 0) return InvalidArgument("truncate: expected length >= {} and leeway >= 0", IntToString(end_length));
+  if (length < end_length || leeway < 0)
+    return InvalidArgument("truncate: expected length >= {} and leeway >= 0", IntToString(end_length));
   KVASIR_ASSIGN_OR_RETURN(const Int size, Length(v));
   if (size <= length + leeway) return v;
   KVASIR_ASSIGN_OR_RETURN(const std::string_view text, AsText(v, "truncate"));
@@ -237,7 +247,8 @@ Value ParseFloat(std::string_view text) {
   } else if (lower == "nan") {
     value = NAN;
   } else {
-    if (digits.empty() || !(std::isdigit(static_cast<unsigned char>(digits[0])) || (digits[0] == '.' && digits.size() > 1))) return Value();
+    if (digits.empty() || !(std::isdigit(static_cast<unsigned char>(digits[0])) || (digits[0] == '.' && digits.size() > 1)))
+      return Value();
     const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
     if (end != digits.data() + digits.size() || error == std::errc::invalid_argument) return Value();
     if (error == std::errc::result_out_of_range) value = lower.find("e-") != std::string::npos ? 0 : INFINITY;
@@ -299,7 +310,8 @@ StatusOr<Value> RoundInteger(Int value, Int digits) {
     quotient--;
   }
   if (rest > unit - rest || (rest == unit - rest && (quotient & 1))) quotient++;
-  if (__builtin_mul_overflow(quotient, unit, &value)) return InvalidArgument("integer overflow: integers in templates are limited to 127 bits");
+  if (__builtin_mul_overflow(quotient, unit, &value))
+    return InvalidArgument("integer overflow: integers in templates are limited to 127 bits");
   return Value::Integer(value);
 }
 
@@ -309,7 +321,8 @@ StatusOr<Value> RoundFilter(Evaluator&, const Value& v, Bound& args) {
   if (args.has(1)) {
     KVASIR_ASSIGN_OR_RETURN(method, AsText(args[1], "round"));
   }
-  if (method != "common" && method != "ceil" && method != "floor") return InvalidArgument("round: the method must be common, ceil or floor");
+  if (method != "common" && method != "ceil" && method != "floor")
+    return InvalidArgument("round: the method must be common, ceil or floor");
   if (args.has(0)) {
     KVASIR_ASSIGN_OR_RETURN(digits, AsIndex(args[0], "round"));
   }
@@ -317,7 +330,8 @@ StatusOr<Value> RoundFilter(Evaluator&, const Value& v, Bound& args) {
   const double d = v.double_value();
   if (method != "common") {
     if (digits > 300 || digits < -300) return InvalidArgument("round: precision {} is out of range", IntToString(digits));
-    const double unit = digits >= 0 ? std::pow(10.0, static_cast<double>(digits)) : 1 / std::pow(10.0, static_cast<double>(-digits));
+    const double unit =
+        digits >= 0 ? std::pow(10.0, static_cast<double>(digits)) : 1 / std::pow(10.0, static_cast<double>(-digits));
     const double scaled = d * unit;
     if (!std::isfinite(scaled)) return InvalidArgument("cannot convert float infinity or NaN to integer");
     return Value::Float((method == "ceil" ? std::ceil(scaled) : std::floor(scaled)) / unit);
@@ -345,7 +359,8 @@ StatusOr<Value> ToJsonFilter(Evaluator& eval, const Value& v, Bound& args) {
       indent = std::string(args[1].text());
     } else {
       KVASIR_ASSIGN_OR_RETURN(const Int width, AsIndex(args[1], "tojson(indent=)"));
-      if (width > 1000) return InvalidArgument("template budget exceeded: tojson(indent={}), the limit is 1000", IntToString(width));
+      if (width > 1000)
+        return InvalidArgument("template budget exceeded: tojson(indent={}), the limit is 1000", IntToString(width));
       indent.assign(static_cast<size_t>(std::max<Int>(width, 0)), ' ');
     }
     style.indent = &indent;
@@ -358,7 +373,8 @@ StatusOr<Value> ToJsonFilter(Evaluator& eval, const Value& v, Bound& args) {
     }
     style.item_separator = std::string(separators[0].text());
     style.key_separator = std::string(separators[1].text());
-    if (style.item_separator.size() + style.key_separator.size() > 1000) return InvalidArgument("template budget exceeded: tojson separators of over 1000 bytes");
+    if (style.item_separator.size() + style.key_separator.size() > 1000)
+      return InvalidArgument("template budget exceeded: tojson separators of over 1000 bytes");
   }
   style.sort_keys = args.has(3) && Truthy(args[3]);
   std::string out;
@@ -376,14 +392,32 @@ StatusOr<Value> AttrFilter(Evaluator& eval, const Value& v, Bound& args) {
 }
 
 constexpr FilterSpec kFilters[] = {
-    {"abs", "", AbsFilter}, {"attr", "name!", AttrFilter}, {"capitalize", "", CapitalizeFilter}, {"center", "width", CenterFilter},
-    {"count", "", LengthFilter}, {"d", "default_value,boolean", DefaultFilter}, {"default", "default_value,boolean", DefaultFilter},
-    {"e", "", EscapeFilter}, {"escape", "", EscapeFilter}, {"float", "default", FloatFilter}, {"forceescape", "", ForceEscapeFilter},
-    {"format", "*", FormatFilter}, {"indent", "width,first,blank", IndentFilter}, {"int", "default,base", IntFilter},
-    {"length", "", LengthFilter}, {"lower", "", LowerFilter}, {"replace", "old,new!count", ReplaceFilter},
-    {"round", "precision,method", RoundFilter}, {"safe", "", SafeFilter}, {"string", "", StringFilter}, {"title", "", TitleFilter},
-    {"tojson", "ensure_ascii,indent,separators,sort_keys", ToJsonFilter}, {"trim", "chars", TrimFilter},
-    {"truncate", "length,killwords,end,leeway", TruncateFilter}, {"upper", "", UpperFilter}, {"wordcount", "", WordCountFilter},
+    {"abs", "", AbsFilter},
+    {"attr", "name!", AttrFilter},
+    {"capitalize", "", CapitalizeFilter},
+    {"center", "width", CenterFilter},
+    {"count", "", LengthFilter},
+    {"d", "default_value,boolean", DefaultFilter},
+    {"default", "default_value,boolean", DefaultFilter},
+    {"e", "", EscapeFilter},
+    {"escape", "", EscapeFilter},
+    {"float", "default", FloatFilter},
+    {"forceescape", "", ForceEscapeFilter},
+    {"format", "*", FormatFilter},
+    {"indent", "width,first,blank", IndentFilter},
+    {"int", "default,base", IntFilter},
+    {"length", "", LengthFilter},
+    {"lower", "", LowerFilter},
+    {"replace", "old,new!count", ReplaceFilter},
+    {"round", "precision,method", RoundFilter},
+    {"safe", "", SafeFilter},
+    {"string", "", StringFilter},
+    {"title", "", TitleFilter},
+    {"tojson", "ensure_ascii,indent,separators,sort_keys", ToJsonFilter},
+    {"trim", "chars", TrimFilter},
+    {"truncate", "length,killwords,end,leeway", TruncateFilter},
+    {"upper", "", UpperFilter},
+    {"wordcount", "", WordCountFilter},
 };
 
 }  // namespace

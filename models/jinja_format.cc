@@ -52,7 +52,8 @@ std::string Signed(bool negative, const std::string& digits, char sign) {
 std::string InBase(Int value, int base, bool upper) {
   if (value == 0) return "0";
   std::string out;
-  for (; value > 0; value /= base) out.push_back((upper ? "0123456789ABCDEF" : "0123456789abcdef")[static_cast<int>(value % base)]);
+  for (; value > 0; value /= base)
+    out.push_back((upper ? "0123456789ABCDEF" : "0123456789abcdef")[static_cast<int>(value % base)]);
   std::reverse(out.begin(), out.end());
   return out;
 }
@@ -64,7 +65,8 @@ std::string FloatDigits(double value, char type, Int precision, bool alternate) 
   if (std::isinf(value)) return std::isupper(static_cast<unsigned char>(type)) ? "INF" : "inf";
   const std::string pattern = fmt::format("%{}.*{}", alternate ? "#" : "", type);
   char buffer[512];
-  const int n = std::snprintf(buffer, sizeof(buffer), pattern.c_str(), static_cast<int>(std::min<Int>(precision < 0 ? 6 : precision, 100)), value);
+  const int n = std::snprintf(buffer, sizeof(buffer), pattern.c_str(),
+                              static_cast<int>(std::min<Int>(precision < 0 ? 6 : precision, 100)), value);
   return std::string(buffer, static_cast<size_t>(std::clamp(n, 0, static_cast<int>(sizeof(buffer)) - 1)));
 }
 
@@ -74,7 +76,8 @@ Status FormatInteger(Heap& heap, Int value, Spec spec, std::string* out) {
   const Int magnitude = negative ? -value : value;
   std::string digits;
   switch (spec.type) {
-    case 'x': case 'X':
+    case 'x':
+    case 'X':
       digits = (spec.alternate ? (spec.type == 'x' ? "0x" : "0X") : "") + InBase(magnitude, 16, spec.type == 'X');
       break;
     case 'o':
@@ -114,7 +117,9 @@ Status FormatFloat(Heap& heap, double value, Spec spec, std::string* out) {
 StatusOr<Spec> ParseSpec(std::string_view text) {
   Spec spec;
   size_t at = 0;
-  const auto is_align = [&](size_t i) { return i < text.size() && std::string_view("<>^=").find(text[i]) != std::string_view::npos; };
+  const auto is_align = [&](size_t i) {
+    return i < text.size() && std::string_view("<>^=").find(text[i]) != std::string_view::npos;
+  };
   if (!text.empty()) {
     size_t after = 0;
     NextCodePoint(text, &after);
@@ -136,17 +141,20 @@ StatusOr<Spec> ParseSpec(std::string_view text) {
     }
     at++;
   }
-  for (; at < text.size() && text[at] >= '0' && text[at] <= '9'; at++) spec.width = std::min(spec.width * 10 + (text[at] - '0'), kMaxWidth * 10);
+  for (; at < text.size() && text[at] >= '0' && text[at] <= '9'; at++)
+    spec.width = std::min(spec.width * 10 + (text[at] - '0'), kMaxWidth * 10);
   if (at < text.size() && (text[at] == ',' || text[at] == '_')) {
     spec.grouped = true;
     spec.group = text[at++];
   }
   if (at + 1 < text.size() && text[at] == '.' && text[at + 1] >= '0' && text[at + 1] <= '9') {
     spec.precision = 0;
-    for (at++; at < text.size() && text[at] >= '0' && text[at] <= '9'; at++) spec.precision = std::min(spec.precision * 10 + (text[at] - '0'), kMaxWidth * 10);
+    for (at++; at < text.size() && text[at] >= '0' && text[at] <= '9'; at++)
+      spec.precision = std::min(spec.precision * 10 + (text[at] - '0'), kMaxWidth * 10);
   }
   if (at < text.size()) spec.type = text[at++];
-  if (at != text.size() || spec.width > kMaxWidth || std::string_view("\0sdxXobcneEfFgG%", 16).find(spec.type) == std::string_view::npos) {
+  if (at != text.size() || spec.width > kMaxWidth ||
+      std::string_view("\0sdxXobcneEfFgG%", 16).find(spec.type) == std::string_view::npos) {
     return InvalidArgument("invalid format specifier '{}'", text);
   }
   return spec;
@@ -167,7 +175,8 @@ Status FormatValue(Heap& heap, const Value& v, std::string_view spec_text, std::
   if (v.is_number()) {
     if (spec.type == 's') return InvalidArgument("invalid format specifier '{}' for a number", spec_text);
     if (v.is(Type::kFloat) || float_type) {
-      if (v.is(Type::kFloat) && spec.type != 0 && !float_type && spec.type != 'n') return InvalidArgument("invalid format specifier '{}' for a float", spec_text);
+      if (v.is(Type::kFloat) && spec.type != 0 && !float_type && spec.type != 'n')
+        return InvalidArgument("invalid format specifier '{}' for a float", spec_text);
       return FormatFloat(heap, v.double_value(), spec, out);
     }
     return FormatInteger(heap, v.int_value(), spec, out);
@@ -368,16 +377,19 @@ class BraceFormatter {
     std::string_view rest = field.substr(split);
     char conversion = 0;
     if (rest.starts_with('!')) {
-      if (rest.size() < 2 || (rest.size() > 2 && rest[2] != ':')) return InvalidArgument("expected ':' after conversion specifier");
+      if (rest.size() < 2 || (rest.size() > 2 && rest[2] != ':'))
+        return InvalidArgument("expected ':' after conversion specifier");
       conversion = rest[1];
       rest.remove_prefix(2);
     }
     if (!rest.empty()) spec_text = rest.substr(1);
     KVASIR_ASSIGN_OR_RETURN(Value v, Lookup(name));
-    if (conversion != 0 && conversion != 's' && conversion != 'r') return InvalidArgument("unknown conversion specifier '{}'", conversion);
+    if (conversion != 0 && conversion != 's' && conversion != 'r')
+      return InvalidArgument("unknown conversion specifier '{}'", conversion);
     if (conversion != 0) {
       std::string text_value;
-      KVASIR_RETURN_IF_ERROR(conversion == 'r' ? AppendRepr(eval_.heap(), v, &text_value) : AppendStr(eval_.heap(), v, &text_value));
+      KVASIR_RETURN_IF_ERROR(conversion == 'r' ? AppendRepr(eval_.heap(), v, &text_value)
+                                               : AppendStr(eval_.heap(), v, &text_value));
       KVASIR_ASSIGN_OR_RETURN(v, eval_.heap().String(std::move(text_value)));
     }
     std::string spec;
@@ -411,7 +423,8 @@ class BraceFormatter {
         continue;
       }
       const size_t close = rest.find(']');
-      if (rest[0] != '[' || close == std::string_view::npos || close == 1) return InvalidArgument("bad field name '{}' in format string", name);
+      if (rest[0] != '[' || close == std::string_view::npos || close == 1)
+        return InvalidArgument("bad field name '{}' in format string", name);
       KVASIR_ASSIGN_OR_RETURN(const Value key, KeyOf(rest.substr(1, close - 1)));
       KVASIR_ASSIGN_OR_RETURN(v, GetItem(eval_, v, key));
       rest.remove_prefix(close + 1);

@@ -24,8 +24,12 @@ std::string NormalizeNewlines(std::string_view source) {
   return out;
 }
 
-bool IsHex(char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f') || (c >= 'A' && c <= 'F'); }
-bool IsDec(char c) { return c >= '0' && c <= '9'; }
+bool IsHex(char c) {
+  return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f') || (c >= 'A' && c <= 'F');
+}
+bool IsDec(char c) {
+  return c >= '0' && c <= '9';
+}
 
 class Lexer {
  public:
@@ -51,7 +55,8 @@ class Lexer {
     return at;
   }
   void MoveTo(size_t at) {
-    line_ += static_cast<int>(std::count(source_.begin() + static_cast<int64_t>(at_), source_.begin() + static_cast<int64_t>(at), '\n'));
+    line_ += static_cast<int>(
+        std::count(source_.begin() + static_cast<int64_t>(at_), source_.begin() + static_cast<int64_t>(at), '\n'));
     at_ = at;
   }
   void Add(Tok kind, std::string text) { tokens_.push_back({kind, line_, std::move(text)}); }
@@ -217,7 +222,9 @@ class Lexer {
   // Digits with single underscores between them, from `at`; returns the end (or `at` when there is none).
   size_t Digits(size_t at) const {
     if (at >= source_.size() || !IsDec(source_[at])) return at;
-    while (at < source_.size() && (IsDec(source_[at]) || (source_[at] == '_' && at + 1 < source_.size() && IsDec(source_[at + 1])))) at++;
+    while (at < source_.size() &&
+           (IsDec(source_[at]) || (source_[at] == '_' && at + 1 < source_.size() && IsDec(source_[at + 1]))))
+      at++;
     return at;
   }
 
@@ -237,7 +244,8 @@ class Lexer {
       std::erase(text, '_');
       Add(Tok::kFloat, text);
       std::from_chars(text.data(), text.data() + text.size(), tokens_.back().number);
-      if (!std::isfinite(tokens_.back().number) || text.size() > 300) return SyntaxError(line_, "number {} is out of range", text);
+      if (!std::isfinite(tokens_.back().number) || text.size() > 300)
+        return SyntaxError(line_, "number {} is out of range", text);
       at_ = end;
       return OkStatus();
     }
@@ -252,7 +260,9 @@ class Lexer {
       const auto valid = [&](char d) { return x == 'x' ? IsHex(d) : x == 'o' ? d >= '0' && d <= '7' : d == '0' || d == '1'; };
       size_t e = at_ + 2;
       if (x == 'x' || x == 'o' || x == 'b') {
-        while (e < source_.size() && (valid(source_[e]) || (source_[e] == '_' && e + 1 < source_.size() && valid(source_[e + 1])))) e++;
+        while (e < source_.size() &&
+               (valid(source_[e]) || (source_[e] == '_' && e + 1 < source_.size() && valid(source_[e + 1]))))
+          e++;
       }
       if (e > at_ + 2) {
         base = x == 'x' ? 16 : x == 'o' ? 8 : 2;
@@ -268,7 +278,8 @@ class Lexer {
       const char d = source_[i];
       if (d == '_') continue;
       const int v = IsDec(d) ? d - '0' : (d | 0x20) - 'a' + 10;
-      if (__builtin_mul_overflow(value, static_cast<Int>(base), &value) || __builtin_add_overflow(value, static_cast<Int>(v), &value)) {
+      if (__builtin_mul_overflow(value, static_cast<Int>(base), &value) ||
+          __builtin_add_overflow(value, static_cast<Int>(v), &value)) {
         return SyntaxError(line_, "integer {} is too large", source_.substr(at_, end - at_));
       }
     }
@@ -281,7 +292,8 @@ class Lexer {
   Status String(char quote) {
     size_t end = at_ + 1;
     while (end < source_.size() && source_[end] != quote) end += source_[end] == '\\' ? 2 : 1;
-    if (end >= source_.size()) return SyntaxError(line_, "unexpected character '{}': a string that begins here is not closed", quote);
+    if (end >= source_.size())
+      return SyntaxError(line_, "unexpected character '{}': a string that begins here is not closed", quote);
     std::string value;
     KVASIR_RETURN_IF_ERROR(Unescape(std::string_view(source_).substr(at_ + 1, end - at_ - 1), &value));
     Add(Tok::kString, std::move(value));
@@ -289,7 +301,8 @@ class Lexer {
     return OkStatus();
   }
 
-  // Python's escapes. A backslash before a non-ASCII character escapes nothing but, as in Jinja2, shows that character's own escape.
+  // Python's escapes. A backslash before a non-ASCII character escapes nothing but, as in Jinja2, shows that character's own
+  // escape.
   Status Unescape(std::string_view text, std::string* out) const {
     for (size_t at = 0; at < text.size();) {
       const char c = text[at];
@@ -308,7 +321,8 @@ class Lexer {
         at += 2;
       } else if (e >= '0' && e <= '7') {
         uint32_t v = 0;
-        for (at++; at < text.size() && text[at] >= '0' && text[at] <= '7' && v < 64; at++) v = v * 8 + static_cast<uint32_t>(text[at] - '0');
+        for (at++; at < text.size() && text[at] >= '0' && text[at] <= '7' && v < 64; at++)
+          v = v * 8 + static_cast<uint32_t>(text[at] - '0');
         AppendUtf8(v, out);
       } else if (e == 'x' || e == 'u' || e == 'U') {
         KVASIR_RETURN_IF_ERROR(UnescapeHex(text, &at, e == 'x' ? 2 : e == 'u' ? 4 : 8, out));
@@ -317,8 +331,9 @@ class Lexer {
       } else if (static_cast<unsigned char>(e) >= 0x80) {
         at++;
         const char32_t v = NextCodePoint(text, &at);
-        *out += v < 0x100 ? fmt::format("\\x{:02x}", static_cast<uint32_t>(v))
-                          : v < 0x10000 ? fmt::format("\\u{:04x}", static_cast<uint32_t>(v)) : fmt::format("\\U{:08x}", static_cast<uint32_t>(v));
+        *out += v < 0x100     ? fmt::format("\\x{:02x}", static_cast<uint32_t>(v))
+                : v < 0x10000 ? fmt::format("\\u{:04x}", static_cast<uint32_t>(v))
+                              : fmt::format("\\U{:08x}", static_cast<uint32_t>(v));
       } else {
         out->push_back(c);
         out->push_back(e);
@@ -335,7 +350,8 @@ class Lexer {
       return SyntaxError(line_, "truncated \\{}{} escape in a string", text[*at + 1], std::string(digits, 'X'));
     }
     std::from_chars(hex.data(), hex.data() + hex.size(), v, 16);
-    if (v > 0x10ffff || (v >= 0xd800 && v < 0xe000)) return SyntaxError(line_, "the escape \\{}{} is not a character", text[*at + 1], hex);
+    if (v > 0x10ffff || (v >= 0xd800 && v < 0xe000))
+      return SyntaxError(line_, "the escape \\{}{} is not a character", text[*at + 1], hex);
     AppendUtf8(static_cast<char32_t>(v), out);
     *at += 2 + digits;
     return OkStatus();
@@ -350,6 +366,8 @@ class Lexer {
 
 }  // namespace
 
-StatusOr<std::vector<Token>> Tokenize(std::string_view source) { return Lexer(source).Run(); }
+StatusOr<std::vector<Token>> Tokenize(std::string_view source) {
+  return Lexer(source).Run();
+}
 
 }  // namespace kvasir::jinja

@@ -1,7 +1,8 @@
 // Splits a Jinja template into tokens, with the white-space rules of trim_blocks and lstrip_blocks applied to its text.
 //
-// Used by the Jinja parser only. The rules follow Jinja2's lexer: `-` strips white space beside a tag, `+` keeps it, a newline after
-// a block tag is dropped, blanks before a block tag at the start of a line are dropped, one newline at the end of the file is dropped.
+// Used by the Jinja parser only. The rules follow Jinja2's lexer: `-` strips white space beside a tag, `+` keeps it, a newline
+// after a block tag is dropped, blanks before a block tag at the start of a line are dropped, one newline at the end of the file
+// is dropped.
 #pragma once
 
 #include <string>
@@ -13,7 +14,19 @@
 
 namespace kvasir::jinja {
 
-enum class Tok : uint8_t { kData, kVariableBegin, kVariableEnd, kBlockBegin, kBlockEnd, kName, kString, kInteger, kFloat, kOperator, kEnd };
+enum class Tok : uint8_t {
+  kData,
+  kVariableBegin,
+  kVariableEnd,
+  kBlockBegin,
+  kBlockEnd,
+  kName,
+  kString,
+  kInteger,
+  kFloat,
+  kOperator,
+  kEnd
+};
 
 struct Token {
   Tok kind = Tok::kEnd;

@@ -21,7 +21,9 @@ StatusOr<Value> KeyOf(Evaluator& eval, const Value& item, const Value& attribute
   return case_sensitive ? StatusOr<Value>(v) : IgnoreCase(eval, v);
 }
 
-StatusOr<Value> Empty(Evaluator& eval, const char* message) { return eval.heap().Undefined(message); }
+StatusOr<Value> Empty(Evaluator& eval, const char* message) {
+  return eval.heap().Undefined(message);
+}
 
 StatusOr<Value> FirstFilter(Evaluator& eval, const Value& v, Bound&) {
   KVASIR_ASSIGN_OR_RETURN(Iterator it, Iterator::Start(v));
@@ -231,13 +233,15 @@ StatusOr<Value> SliceFilter(Evaluator& eval, const Value& v, Bound& args) {
   KVASIR_ASSIGN_OR_RETURN(const Int slices, AsIndex(args[0], "slice"));
   KVASIR_ASSIGN_OR_RETURN(const std::vector<Value> items, ToVector(eval.heap(), v));
   if (slices == 0) return InvalidArgument("division by zero");
-  if (slices > 100'000) return InvalidArgument("template budget exceeded: slice({}) but the limit is 100000", IntToString(slices));
+  if (slices > 100'000)
+    return InvalidArgument("template budget exceeded: slice({}) but the limit is 100000", IntToString(slices));
   std::vector<Value> out;
   size_t at = 0;
   for (Int i = 0; i < slices; i++) {
     const auto size = static_cast<Int>(items.size());
     const Int take = size / slices + (i < size % slices ? 1 : 0);
-    std::vector<Value> part(items.begin() + static_cast<int64_t>(at), items.begin() + static_cast<int64_t>(at) + static_cast<int64_t>(take));
+    std::vector<Value> part(items.begin() + static_cast<int64_t>(at),
+                            items.begin() + static_cast<int64_t>(at) + static_cast<int64_t>(take));
     at += static_cast<size_t>(take);
     if (args.has(1) && !args[1].is(Type::kNone) && i >= size % slices) part.push_back(args[1]);
     KVASIR_ASSIGN_OR_RETURN(Value list, eval.heap().List(std::move(part)));
@@ -290,9 +294,12 @@ StatusOr<Value> MapFilter(Evaluator& eval, const Value& v, Bound& args) {
   Status failure = OkStatus();  // wrong arguments are noticed when the first item is asked for, as Python's generators do
   if (raw.positional.empty()) {
     for (auto& [name, value] : raw.named) {
-      if (name == "attribute") path = value;
-      else if (name == "default") fallback = value;
-      else failure = InvalidArgument("map: unexpected keyword argument '{}'", name);
+      if (name == "attribute")
+        path = value;
+      else if (name == "default")
+        fallback = value;
+      else
+        failure = InvalidArgument("map: unexpected keyword argument '{}'", name);
     }
     if (path.missing()) failure = InvalidArgument("map requires a filter argument");
   } else {
@@ -302,20 +309,21 @@ StatusOr<Value> MapFilter(Evaluator& eval, const Value& v, Bound& args) {
   }
   KVASIR_ASSIGN_OR_RETURN(Iterator start, Iterator::Start(v));
   auto it = std::make_shared<Iterator>(std::move(start));
-  return eval.heap().Generator(v.depth(), [&eval, it, filter, path, fallback, failure, raw = std::move(raw)](Value* out) -> StatusOr<bool> {
-    if (!failure.ok() && !path.missing()) return failure;
-    Value item;
-    KVASIR_ASSIGN_OR_RETURN(const bool more, it->Next(eval.heap(), &item));
-    if (!more) return false;
-    if (!failure.ok()) return failure;
-    if (filter != nullptr) {
-      KVASIR_ASSIGN_OR_RETURN(*out, RunFilter(eval, *filter, item, raw));
-      return true;
-    }
-    KVASIR_ASSIGN_OR_RETURN(*out, GetPath(eval, item, path));
-    if (out->undefined() && !fallback.missing() && !fallback.is(Type::kNone)) *out = fallback;
-    return true;
-  });
+  return eval.heap().Generator(v.depth(),
+                               [&eval, it, filter, path, fallback, failure, raw = std::move(raw)](Value* out) -> StatusOr<bool> {
+                                 if (!failure.ok() && !path.missing()) return failure;
+                                 Value item;
+                                 KVASIR_ASSIGN_OR_RETURN(const bool more, it->Next(eval.heap(), &item));
+                                 if (!more) return false;
+                                 if (!failure.ok()) return failure;
+                                 if (filter != nullptr) {
+                                   KVASIR_ASSIGN_OR_RETURN(*out, RunFilter(eval, *filter, item, raw));
+                                   return true;
+                                 }
+                                 KVASIR_ASSIGN_OR_RETURN(*out, GetPath(eval, item, path));
+                                 if (out->undefined() && !fallback.missing() && !fallback.is(Type::kNone)) *out = fallback;
+                                 return true;
+                               });
 }
 
 template <bool kKeep, bool kAttribute>
@@ -335,7 +343,8 @@ StatusOr<Value> SelectFilter(Evaluator& eval, const Value& v, Bound& args) {
   }
   if (!raw.positional.empty()) {
     if (raw.positional[0].is_string()) test = FindTest(raw.positional[0].text());
-    if (test == nullptr) failure = InvalidArgument("no test named '{}'", raw.positional[0].is_string() ? raw.positional[0].text() : "?");
+    if (test == nullptr)
+      failure = InvalidArgument("no test named '{}'", raw.positional[0].is_string() ? raw.positional[0].text() : "?");
     raw.positional.erase(raw.positional.begin());
   }
   KVASIR_ASSIGN_OR_RETURN(Iterator start, Iterator::Start(v));
@@ -355,19 +364,33 @@ StatusOr<Value> SelectFilter(Evaluator& eval, const Value& v, Bound& args) {
 }
 
 constexpr FilterSpec kListFilters[] = {
-    {"batch", "linecount!fill_with", BatchFilter}, {"dictsort", "case_sensitive,by,reverse", DictSortFilter}, {"first", "", FirstFilter},
-    {"groupby", "attribute!default,case_sensitive", GroupByFilter}, {"items", "", ItemsFilter}, {"join", "d,attribute", JoinFilter},
-    {"last", "", LastFilter}, {"list", "", ListFilter}, {"map", "*", MapFilter}, {"max", "case_sensitive,attribute", ExtremeFilter<true>},
-    {"min", "case_sensitive,attribute", ExtremeFilter<false>}, {"reject", "*", SelectFilter<false, false>},
-    {"rejectattr", "*", SelectFilter<false, true>}, {"reverse", "", ReverseFilter}, {"select", "*", SelectFilter<true, false>},
-    {"selectattr", "*", SelectFilter<true, true>}, {"slice", "slices!fill_with", SliceFilter},
-    {"sort", "reverse,case_sensitive,attribute", SortFilter}, {"sum", "attribute,start", SumFilter},
+    {"batch", "linecount!fill_with", BatchFilter},
+    {"dictsort", "case_sensitive,by,reverse", DictSortFilter},
+    {"first", "", FirstFilter},
+    {"groupby", "attribute!default,case_sensitive", GroupByFilter},
+    {"items", "", ItemsFilter},
+    {"join", "d,attribute", JoinFilter},
+    {"last", "", LastFilter},
+    {"list", "", ListFilter},
+    {"map", "*", MapFilter},
+    {"max", "case_sensitive,attribute", ExtremeFilter<true>},
+    {"min", "case_sensitive,attribute", ExtremeFilter<false>},
+    {"reject", "*", SelectFilter<false, false>},
+    {"rejectattr", "*", SelectFilter<false, true>},
+    {"reverse", "", ReverseFilter},
+    {"select", "*", SelectFilter<true, false>},
+    {"selectattr", "*", SelectFilter<true, true>},
+    {"slice", "slices!fill_with", SliceFilter},
+    {"sort", "reverse,case_sensitive,attribute", SortFilter},
+    {"sum", "attribute,start", SumFilter},
     {"unique", "case_sensitive,attribute", UniqueFilter},
 };
 
 }  // namespace
 
-std::span<const FilterSpec> ListFilters() { return kListFilters; }
+std::span<const FilterSpec> ListFilters() {
+  return kListFilters;
+}
 
 StatusOr<std::vector<Value>> SortedBy(Heap& heap, std::vector<Value> items, const std::vector<Value>& keys, bool reverse) {
   std::vector<size_t> order(items.size());

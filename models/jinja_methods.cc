@@ -16,7 +16,9 @@ struct MethodSpec {
   Method run;
 };
 
-StatusOr<Value> Same(Evaluator& eval, const Value& self, std::string text) { return eval.heap().String(std::move(text), self.markup()); }
+StatusOr<Value> Same(Evaluator& eval, const Value& self, std::string text) {
+  return eval.heap().String(std::move(text), self.markup());
+}
 
 StatusOr<Value> Pieces(Evaluator& eval, const Value& self, const std::vector<std::string_view>& pieces) {
   KVASIR_RETURN_IF_ERROR(eval.heap().Reserve(static_cast<Int>(pieces.size() * sizeof(Value) * 3)));
@@ -90,7 +92,9 @@ StatusOr<Value> StartsWith(Evaluator& eval, const Value& self, Bound& args) {
   KVASIR_RETURN_IF_ERROR(eval.heap().Step(args.has(1) ? static_cast<int64_t>(self.text().size() / 16) : 0));
   KVASIR_ASSIGN_OR_RETURN(const Window w, WindowOf(self, args, 1));
   const std::string_view text = self.text().substr(w.begin, w.end - w.begin);
-  const auto matches = [&](std::string_view affix) { return !w.empty_beyond && (kEnd ? text.ends_with(affix) : text.starts_with(affix)); };
+  const auto matches = [&](std::string_view affix) {
+    return !w.empty_beyond && (kEnd ? text.ends_with(affix) : text.starts_with(affix));
+  };
   if (!args[0].is(Type::kTuple)) {
     KVASIR_ASSIGN_OR_RETURN(const std::string_view affix, AsText(args[0], kEnd ? "endswith()" : "startswith()"));
     return Value::Bool(matches(affix));
@@ -247,7 +251,9 @@ StatusOr<Value> AllMethod(Evaluator& eval, const Value& self, Bound&) {
   }
   return Value::Bool(!text.empty());
 }
-bool IsAlnum(char32_t c) { return IsAlpha(c) || IsDecimal(c) || IsDigit(c) || IsNumeric(c); }
+bool IsAlnum(char32_t c) {
+  return IsAlpha(c) || IsDecimal(c) || IsDigit(c) || IsNumeric(c);
+}
 
 // str.isupper and str.islower: cased characters exist and all are of that case.
 template <bool kUpper>
@@ -275,7 +281,9 @@ StatusOr<Value> IsTitleMethod(Evaluator& eval, const Value& self, Bound&) {
   return Value::Bool(any);
 }
 
-StatusOr<Value> FormatMethod(Evaluator& eval, const Value& self, Bound& args) { return BraceFormat(eval, self, args.raw); }
+StatusOr<Value> FormatMethod(Evaluator& eval, const Value& self, Bound& args) {
+  return BraceFormat(eval, self, args.raw);
+}
 
 // --- list and tuple ---
 
@@ -307,7 +315,9 @@ StatusOr<Value> SequenceCount(Evaluator& eval, const Value& self, Bound& args) {
   return Value::Integer(count);
 }
 
-StatusOr<Value> CopyMethod(Evaluator&, const Value& self, Bound&) { return self; }
+StatusOr<Value> CopyMethod(Evaluator&, const Value& self, Bound&) {
+  return self;
+}
 
 // --- dict ---
 
@@ -323,27 +333,52 @@ StatusOr<Value> DictView(Evaluator& eval, const Value& self, Bound&) {
 }
 
 constexpr MethodSpec kStrMethods[] = {
-    {"strip", "/chars", StripMethod<true, true>}, {"lstrip", "/chars", StripMethod<true, false>},
-    {"rstrip", "/chars", StripMethod<false, true>}, {"split", "sep,maxsplit", SplitMethod<false>},
-    {"rsplit", "sep,maxsplit", SplitMethod<true>}, {"upper", "", MapMethod<Upper>}, {"lower", "", MapMethod<Lower>},
-    {"capitalize", "", MapMethod<Capitalize>}, {"title", "", MapMethod<Title>}, {"swapcase", "", MapMethod<SwapCase>},
-    {"casefold", "", MapMethod<CaseFold>}, {"startswith", "/prefix!start,end", StartsWith<false>},
-    {"endswith", "/suffix!start,end", StartsWith<true>}, {"find", "/sub!start,end", FindMethod<Search::kFind>},
-    {"rfind", "/sub!start,end", FindMethod<Search::kRFind>}, {"index", "/sub!start,end", FindMethod<Search::kIndex>},
-    {"rindex", "/sub!start,end", FindMethod<Search::kRIndex>}, {"count", "/sub!start,end", FindMethod<Search::kCount>},
-    {"replace", "/old,new!count", Replace}, {"join", "/iterable!", JoinMethod}, {"partition", "/sep!", PartitionMethod<false>},
-    {"rpartition", "/sep!", PartitionMethod<true>}, {"ljust", "/width!fillchar", Justify<-1>}, {"rjust", "/width!fillchar", Justify<1>},
-    {"center", "/width!fillchar", Justify<0>}, {"zfill", "/width!", ZFill}, {"removeprefix", "/prefix!", RemoveAffix<true>},
-    {"removesuffix", "/suffix!", RemoveAffix<false>}, {"splitlines", "keepends", SplitLinesMethod}, {"isalpha", "", AllMethod<IsAlpha>},
-    {"isdigit", "", AllMethod<IsDigit>}, {"isdecimal", "", AllMethod<IsDecimal>}, {"isnumeric", "", AllMethod<IsNumeric>},
-    {"isalnum", "", AllMethod<IsAlnum>}, {"isspace", "", AllMethod<IsSpace>}, {"istitle", "", IsTitleMethod},
+    {"strip", "/chars", StripMethod<true, true>},
+    {"lstrip", "/chars", StripMethod<true, false>},
+    {"rstrip", "/chars", StripMethod<false, true>},
+    {"split", "sep,maxsplit", SplitMethod<false>},
+    {"rsplit", "sep,maxsplit", SplitMethod<true>},
+    {"upper", "", MapMethod<Upper>},
+    {"lower", "", MapMethod<Lower>},
+    {"capitalize", "", MapMethod<Capitalize>},
+    {"title", "", MapMethod<Title>},
+    {"swapcase", "", MapMethod<SwapCase>},
+    {"casefold", "", MapMethod<CaseFold>},
+    {"startswith", "/prefix!start,end", StartsWith<false>},
+    {"endswith", "/suffix!start,end", StartsWith<true>},
+    {"find", "/sub!start,end", FindMethod<Search::kFind>},
+    {"rfind", "/sub!start,end", FindMethod<Search::kRFind>},
+    {"index", "/sub!start,end", FindMethod<Search::kIndex>},
+    {"rindex", "/sub!start,end", FindMethod<Search::kRIndex>},
+    {"count", "/sub!start,end", FindMethod<Search::kCount>},
+    {"replace", "/old,new!count", Replace},
+    {"join", "/iterable!", JoinMethod},
+    {"partition", "/sep!", PartitionMethod<false>},
+    {"rpartition", "/sep!", PartitionMethod<true>},
+    {"ljust", "/width!fillchar", Justify<-1>},
+    {"rjust", "/width!fillchar", Justify<1>},
+    {"center", "/width!fillchar", Justify<0>},
+    {"zfill", "/width!", ZFill},
+    {"removeprefix", "/prefix!", RemoveAffix<true>},
+    {"removesuffix", "/suffix!", RemoveAffix<false>},
+    {"splitlines", "keepends", SplitLinesMethod},
+    {"isalpha", "", AllMethod<IsAlpha>},
+    {"isdigit", "", AllMethod<IsDigit>},
+    {"isdecimal", "", AllMethod<IsDecimal>},
+    {"isnumeric", "", AllMethod<IsNumeric>},
+    {"isalnum", "", AllMethod<IsAlnum>},
+    {"isspace", "", AllMethod<IsSpace>},
+    {"istitle", "", IsTitleMethod},
     {"isupper", "", CaseMethod<true>},
     {"islower", "", CaseMethod<false>},
     {"format", "*", FormatMethod},
 };
-constexpr MethodSpec kListMethods[] = {{"index", "/value!start,stop", SequenceIndex}, {"count", "/value!", SequenceCount}, {"copy", "", CopyMethod}};
-constexpr MethodSpec kDictMethods[] = {{"get", "/key!default", DictGet}, {"items", "", DictView<ViewKind::kItems>},
-                                       {"keys", "", DictView<ViewKind::kKeys>}, {"values", "", DictView<ViewKind::kValues>},
+constexpr MethodSpec kListMethods[] = {
+    {"index", "/value!start,stop", SequenceIndex}, {"count", "/value!", SequenceCount}, {"copy", "", CopyMethod}};
+constexpr MethodSpec kDictMethods[] = {{"get", "/key!default", DictGet},
+                                       {"items", "", DictView<ViewKind::kItems>},
+                                       {"keys", "", DictView<ViewKind::kKeys>},
+                                       {"values", "", DictView<ViewKind::kValues>},
                                        {"copy", "", CopyMethod}};
 constexpr std::string_view kListMutators[] = {"append", "clear", "pop", "reverse", "insert", "sort", "extend", "remove"};
 constexpr std::string_view kDictMutators[] = {"clear", "pop", "popitem", "setdefault", "update"};
@@ -362,7 +397,9 @@ const MethodSpec* FindMethodSpec(const Value& self, std::string_view name) {
 }  // namespace
 
 bool HasMethod(const Value& self, std::string_view name, bool* mutates) {
-  const auto has = [&](std::span<const std::string_view> names) { return std::find(names.begin(), names.end(), name) != names.end(); };
+  const auto has = [&](std::span<const std::string_view> names) {
+    return std::find(names.begin(), names.end(), name) != names.end();
+  };
   *mutates = (self.is(Type::kList) && has(kListMutators)) || (self.is(Type::kDict) && has(kDictMutators));
   return *mutates || FindMethodSpec(self, name) != nullptr;
 }

@@ -16,8 +16,12 @@ const char* OpName(Op op) {
 Status Unsupported(Op op, const Value& a, const Value& b) {
   return InvalidArgument("unsupported operand type(s) for {}: '{}' and '{}'", OpName(op), TypeName(a), TypeName(b));
 }
-Status Overflow() { return InvalidArgument("integer overflow: integers in templates are limited to 127 bits"); }
-Status DivisionByZero() { return InvalidArgument("division by zero"); }
+Status Overflow() {
+  return InvalidArgument("integer overflow: integers in templates are limited to 127 bits");
+}
+Status DivisionByZero() {
+  return InvalidArgument("division by zero");
+}
 
 StatusOr<Value> Power(const Value& a, const Value& b) {
   if (a.is_integral() && b.is_integral() && b.int_value() >= 0) {
@@ -90,8 +94,8 @@ StatusOr<Value> FloatMath(Op op, double x, double y) {
 
 StatusOr<Value> Repeat(Heap& heap, const Value& sequence, Int count) {
   count = std::max<Int>(count, 0);
-  const Int size = sequence.is_string() ? static_cast<Int>(sequence.text().size())
-                                        : static_cast<Int>(sequence.items().size() * sizeof(Value));
+  const Int size =
+      sequence.is_string() ? static_cast<Int>(sequence.text().size()) : static_cast<Int>(sequence.items().size() * sizeof(Value));
   Int bytes;
   if (__builtin_mul_overflow(size, count, &bytes)) bytes = static_cast<Int>(1) << 100;
   KVASIR_RETURN_IF_ERROR(heap.Reserve(bytes));
@@ -135,8 +139,8 @@ StatusOr<Value> OwnAttribute(Evaluator& eval, const Value& object, std::string_v
   bool mutates = false;
   if (!HasMethod(object, name, &mutates)) return Value();
   if (!mutates) return eval.heap().Method(object, std::string(name));
-  return eval.heap().Undefined(fmt::format("access to attribute '{}' of '{}' object is unsafe: templates cannot change their input", name,
-                                           TypeName(object)));
+  return eval.heap().Undefined(fmt::format(
+      "access to attribute '{}' of '{}' object is unsafe: templates cannot change their input", name, TypeName(object)));
 }
 
 StatusOr<Value> Element(Heap& heap, const Value& object, Int index) {
@@ -241,9 +245,10 @@ StatusOr<bool> Contains(Heap& heap, const Value& container, const Value& item) {
 StatusOr<Value> GetAttr(Evaluator& eval, const Value& object, const std::string& name) {
   // Some of Python's own attributes exist on undefined values too, but are never shown.
   static constexpr std::string_view kOnUndefined[] = {
-      "__class__", "__doc__", "__init__", "__new__", "__repr__", "__str__", "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__",
-      "__hash__", "__bool__", "__len__", "__iter__", "__call__", "__getitem__", "__add__", "__mod__", "__module__", "__slots__",
-      "__getattr__", "__setattr__", "__dir__", "__format__", "__reduce__", "__sizeof__"};
+      "__class__", "__doc__",     "__init__",    "__new__",     "__repr__",   "__str__",    "__eq__",
+      "__ne__",    "__lt__",      "__le__",      "__gt__",      "__ge__",     "__hash__",   "__bool__",
+      "__len__",   "__iter__",    "__call__",    "__getitem__", "__add__",    "__mod__",    "__module__",
+      "__slots__", "__getattr__", "__setattr__", "__dir__",     "__format__", "__reduce__", "__sizeof__"};
   const bool internal = std::find(std::begin(kOnUndefined), std::end(kOnUndefined), name) != std::end(kOnUndefined);
   if (object.undefined() && !internal) return UndefinedError(object);
   KVASIR_ASSIGN_OR_RETURN(Value own, OwnAttribute(eval, object, name));
@@ -277,7 +282,8 @@ StatusOr<Value> GetPath(Evaluator& eval, const Value& object, const Value& path)
   if (!path.is_string()) return GetItem(eval, object, path);
   Value item = object;
   for (const std::string_view part : Split(path.text(), ".", -1)) {
-    const bool digits = !part.empty() && part.size() < 18 && std::all_of(part.begin(), part.end(), [](char c) { return c >= '0' && c <= '9'; });
+    const bool digits =
+        !part.empty() && part.size() < 18 && std::all_of(part.begin(), part.end(), [](char c) { return c >= '0' && c <= '9'; });
     Value key;
     if (digits) {
       key = Value::Integer(std::stoll(std::string(part)));
@@ -295,7 +301,8 @@ StatusOr<Value> GetSlice(Heap& heap, const Value& object, const Value& start, co
     return InvalidArgument("'{}' object cannot be sliced", TypeName(object));
   }
   for (const Value* v : {&start, &stop, &step}) {
-    if (!v->is(Type::kNone) && !v->is_integral()) return InvalidArgument("slice indices must be integers or None, not {}", TypeName(*v));
+    if (!v->is(Type::kNone) && !v->is_integral())
+      return InvalidArgument("slice indices must be integers or None, not {}", TypeName(*v));
   }
   const Int by = step.is(Type::kNone) ? 1 : step.int_value();
   if (by == 0) return InvalidArgument("slice step cannot be zero");
@@ -309,7 +316,8 @@ StatusOr<Value> GetSlice(Heap& heap, const Value& object, const Value& start, co
   const Int from = clamp(start, by > 0 ? low : high), to = clamp(stop, by > 0 ? high : low);
   if (object.is(Type::kRange)) {
     const auto& r = object.object<RangeObj>();
-    if (by > length + 1 || by < -length - 1) return heap.Range(r.start + from * r.step, r.start + to * r.step, by > 0 ? r.step * (length + 1) : -r.step * (length + 1));
+    if (by > length + 1 || by < -length - 1)
+      return heap.Range(r.start + from * r.step, r.start + to * r.step, by > 0 ? r.step * (length + 1) : -r.step * (length + 1));
     return heap.Range(r.start + from * r.step, r.start + to * r.step, r.step * by);
   }
   const Int count = by > 0 ? (from < to ? (to - from - 1) / by + 1 : 0) : (from > to ? (from - to - 1) / -by + 1 : 0);

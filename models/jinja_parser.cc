@@ -68,7 +68,8 @@ class Parser : public ExprParser {
   }
 
   Status Statement(std::string_view outer, int outer_line, Body* body) {
-    if (Current().kind != Tok::kName) return SyntaxError(Current().line, "expected the name of a tag, got {}", Describe(Current()));
+    if (Current().kind != Tok::kName)
+      return SyntaxError(Current().line, "expected the name of a tag, got {}", Describe(Current()));
     const std::string name = Current().text;
     const int line = Current().line;
     static constexpr std::string_view kRefused[] = {"include", "import", "from", "extends", "block", "autoescape"};
@@ -76,10 +77,17 @@ class Parser : public ExprParser {
       return SyntaxError(line, "the tag '{}' is not supported in chat templates", name);
     }
     using Method = Status (Parser::*)(int, Body*);
-    static constexpr std::pair<std::string_view, Method> kTags[] = {
-        {"for", &Parser::For},          {"if", &Parser::If},          {"set", &Parser::Set},       {"macro", &Parser::Macro},
-        {"call", &Parser::CallBlock},   {"filter", &Parser::Filter},  {"with", &Parser::With},     {"print", &Parser::Print},
-        {"break", &Parser::LoopJump},   {"continue", &Parser::LoopJump}, {"generation", &Parser::Generation}};
+    static constexpr std::pair<std::string_view, Method> kTags[] = {{"for", &Parser::For},
+                                                                    {"if", &Parser::If},
+                                                                    {"set", &Parser::Set},
+                                                                    {"macro", &Parser::Macro},
+                                                                    {"call", &Parser::CallBlock},
+                                                                    {"filter", &Parser::Filter},
+                                                                    {"with", &Parser::With},
+                                                                    {"print", &Parser::Print},
+                                                                    {"break", &Parser::LoopJump},
+                                                                    {"continue", &Parser::LoopJump},
+                                                                    {"generation", &Parser::Generation}};
     for (const auto& [tag, method] : kTags) {
       if (tag == name) return (this->*method)(line, body);
     }
@@ -288,7 +296,8 @@ class Parser : public ExprParser {
 
 StatusOr<std::unique_ptr<Template>> ParseTemplate(std::string_view source) {
   if (source.size() > kMaxJinjaSourceBytes) {
-    return InvalidArgument("template budget exceeded: the source has {} bytes but the limit is {}", source.size(), kMaxJinjaSourceBytes);
+    return InvalidArgument("template budget exceeded: the source has {} bytes but the limit is {}", source.size(),
+                           kMaxJinjaSourceBytes);
   }
   if (!IsValidUtf8(source)) return InvalidArgument("the template is not valid UTF-8");
   KVASIR_ASSIGN_OR_RETURN(std::vector<Token> tokens, Tokenize(source));

@@ -174,7 +174,8 @@ std::string IntToString(Int i) {
 Status AppendRepr(Heap& heap, const Value& v, std::string* out, int depth) {
   KVASIR_RETURN_IF_ERROR(heap.Step());
   // Only namespaces can contain themselves; everything else was bounded when it was made.
-  if (depth > kMaxValueDepth) return InvalidArgument("template budget exceeded: a value nests deeper than {} levels", kMaxValueDepth);
+  if (depth > kMaxValueDepth)
+    return InvalidArgument("template budget exceeded: a value nests deeper than {} levels", kMaxValueDepth);
   KVASIR_RETURN_IF_ERROR(heap.Check(static_cast<Int>(out->size())));
   switch (v.type()) {
     case Type::kString: {

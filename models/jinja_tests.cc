@@ -27,25 +27,55 @@ template <bool (*kIs)(const Value&)>
 StatusOr<Value> Predicate(Evaluator&, const Value& v, Bound&) {
   return Value::Bool(kIs(v));
 }
-bool Defined(const Value& v) { return !v.undefined(); }
-bool IsUndefined(const Value& v) { return v.undefined(); }
-bool IsNone(const Value& v) { return v.is(Type::kNone); }
-bool Boolean(const Value& v) { return v.is(Type::kBool); }
-bool IsFalse(const Value& v) { return v.is(Type::kBool) && !v.bool_value(); }
-bool IsTrue(const Value& v) { return v.is(Type::kBool) && v.bool_value(); }
-bool Integer(const Value& v) { return v.is(Type::kInt); }
-bool Float(const Value& v) { return v.is(Type::kFloat); }
-bool Number(const Value& v) { return v.is_number(); }
-bool String(const Value& v) { return v.is_string(); }
-bool Mapping(const Value& v) { return v.is(Type::kDict); }
-bool Escaped(const Value& v) { return v.markup(); }
-bool Sequence(const Value& v) { return v.is_string() || v.is_sequence() || v.is(Type::kDict) || v.is(Type::kRange) || v.undefined(); }
-bool Iterable(const Value& v) { return v.is(Type::kLoop) || Iterator::Start(v).ok(); }
+bool Defined(const Value& v) {
+  return !v.undefined();
+}
+bool IsUndefined(const Value& v) {
+  return v.undefined();
+}
+bool IsNone(const Value& v) {
+  return v.is(Type::kNone);
+}
+bool Boolean(const Value& v) {
+  return v.is(Type::kBool);
+}
+bool IsFalse(const Value& v) {
+  return v.is(Type::kBool) && !v.bool_value();
+}
+bool IsTrue(const Value& v) {
+  return v.is(Type::kBool) && v.bool_value();
+}
+bool Integer(const Value& v) {
+  return v.is(Type::kInt);
+}
+bool Float(const Value& v) {
+  return v.is(Type::kFloat);
+}
+bool Number(const Value& v) {
+  return v.is_number();
+}
+bool String(const Value& v) {
+  return v.is_string();
+}
+bool Mapping(const Value& v) {
+  return v.is(Type::kDict);
+}
+bool Escaped(const Value& v) {
+  return v.markup();
+}
+bool Sequence(const Value& v) {
+  return v.is_string() || v.is_sequence() || v.is(Type::kDict) || v.is(Type::kRange) || v.undefined();
+}
+bool Iterable(const Value& v) {
+  return v.is(Type::kLoop) || Iterator::Start(v).ok();
+}
 bool Callable(const Value& v) {
   return v.is(Type::kMacro) || v.is(Type::kFunction) || v.is(Type::kMethod) || v.is(Type::kLoop) || v.undefined();
 }
 
-StatusOr<Value> SameAsTest(Evaluator&, const Value& v, Bound& args) { return Value::Bool(Same(v, args[0])); }
+StatusOr<Value> SameAsTest(Evaluator&, const Value& v, Bound& args) {
+  return Value::Bool(Same(v, args[0]));
+}
 
 template <bool kUpper>
 StatusOr<Value> CaseTest(Evaluator& eval, const Value& v, Bound&) {
@@ -64,18 +94,45 @@ StatusOr<Value> TestTest(Evaluator&, const Value& v, Bound&) {
 }
 
 constexpr FilterSpec kTests[] = {
-    {"odd", "", ParityTest<1>}, {"even", "", ParityTest<0>}, {"divisibleby", "num!", DivisibleTest}, {"defined", "", Predicate<Defined>},
-    {"undefined", "", Predicate<IsUndefined>}, {"filter", "", FilterTest}, {"test", "", TestTest}, {"none", "", Predicate<IsNone>},
-    {"boolean", "", Predicate<Boolean>}, {"false", "", Predicate<IsFalse>}, {"true", "", Predicate<IsTrue>},
-    {"integer", "", Predicate<Integer>}, {"float", "", Predicate<Float>}, {"lower", "", CaseTest<false>}, {"upper", "", CaseTest<true>},
-    {"string", "", Predicate<String>}, {"mapping", "", Predicate<Mapping>}, {"number", "", Predicate<Number>},
-    {"sequence", "", Predicate<Sequence>}, {"iterable", "", Predicate<Iterable>}, {"callable", "", Predicate<Callable>},
-    {"sameas", "other!", SameAsTest}, {"escaped", "", Predicate<Escaped>}, {"in", "seq!", OpTest<Op::kIn>}, {"==", "/other!", OpTest<Op::kEq>},
-    {"eq", "/other!", OpTest<Op::kEq>}, {"equalto", "/other!", OpTest<Op::kEq>}, {"!=", "/other!", OpTest<Op::kNe>},
-    {"ne", "/other!", OpTest<Op::kNe>}, {">", "/other!", OpTest<Op::kGt>}, {"gt", "/other!", OpTest<Op::kGt>},
-    {"greaterthan", "/other!", OpTest<Op::kGt>}, {"ge", "/other!", OpTest<Op::kGe>}, {">=", "/other!", OpTest<Op::kGe>},
-    {"<", "/other!", OpTest<Op::kLt>}, {"lt", "/other!", OpTest<Op::kLt>}, {"lessthan", "/other!", OpTest<Op::kLt>},
-    {"<=", "/other!", OpTest<Op::kLe>}, {"le", "/other!", OpTest<Op::kLe>},
+    {"odd", "", ParityTest<1>},
+    {"even", "", ParityTest<0>},
+    {"divisibleby", "num!", DivisibleTest},
+    {"defined", "", Predicate<Defined>},
+    {"undefined", "", Predicate<IsUndefined>},
+    {"filter", "", FilterTest},
+    {"test", "", TestTest},
+    {"none", "", Predicate<IsNone>},
+    {"boolean", "", Predicate<Boolean>},
+    {"false", "", Predicate<IsFalse>},
+    {"true", "", Predicate<IsTrue>},
+    {"integer", "", Predicate<Integer>},
+    {"float", "", Predicate<Float>},
+    {"lower", "", CaseTest<false>},
+    {"upper", "", CaseTest<true>},
+    {"string", "", Predicate<String>},
+    {"mapping", "", Predicate<Mapping>},
+    {"number", "", Predicate<Number>},
+    {"sequence", "", Predicate<Sequence>},
+    {"iterable", "", Predicate<Iterable>},
+    {"callable", "", Predicate<Callable>},
+    {"sameas", "other!", SameAsTest},
+    {"escaped", "", Predicate<Escaped>},
+    {"in", "seq!", OpTest<Op::kIn>},
+    {"==", "/other!", OpTest<Op::kEq>},
+    {"eq", "/other!", OpTest<Op::kEq>},
+    {"equalto", "/other!", OpTest<Op::kEq>},
+    {"!=", "/other!", OpTest<Op::kNe>},
+    {"ne", "/other!", OpTest<Op::kNe>},
+    {">", "/other!", OpTest<Op::kGt>},
+    {"gt", "/other!", OpTest<Op::kGt>},
+    {"greaterthan", "/other!", OpTest<Op::kGt>},
+    {"ge", "/other!", OpTest<Op::kGe>},
+    {">=", "/other!", OpTest<Op::kGe>},
+    {"<", "/other!", OpTest<Op::kLt>},
+    {"lt", "/other!", OpTest<Op::kLt>},
+    {"lessthan", "/other!", OpTest<Op::kLt>},
+    {"<=", "/other!", OpTest<Op::kLe>},
+    {"le", "/other!", OpTest<Op::kLe>},
 };
 
 }  // namespace

@@ -17,59 +17,121 @@ struct SpecialCase {
   const char32_t* title;
 };
 constexpr SpecialCase kSpecialCases[] = {
-    {0xdf, U"\x0053\x0053", U"\x0053\x0073"}, {0x149, U"\x02bc\x004e", U"\x02bc\x004e"},
-    {0x1f0, U"\x004a\x030c", U"\x004a\x030c"}, {0x390, U"\x0399\x0308\x0301", U"\x0399\x0308\x0301"},
-    {0x3b0, U"\x03a5\x0308\x0301", U"\x03a5\x0308\x0301"}, {0x587, U"\x0535\x0552", U"\x0535\x0582"},
-    {0x1e96, U"\x0048\x0331", U"\x0048\x0331"}, {0x1e97, U"\x0054\x0308", U"\x0054\x0308"},
-    {0x1e98, U"\x0057\x030a", U"\x0057\x030a"}, {0x1e99, U"\x0059\x030a", U"\x0059\x030a"},
-    {0x1e9a, U"\x0041\x02be", U"\x0041\x02be"}, {0x1f50, U"\x03a5\x0313", U"\x03a5\x0313"},
-    {0x1f52, U"\x03a5\x0313\x0300", U"\x03a5\x0313\x0300"}, {0x1f54, U"\x03a5\x0313\x0301", U"\x03a5\x0313\x0301"},
-    {0x1f56, U"\x03a5\x0313\x0342", U"\x03a5\x0313\x0342"}, {0x1f80, U"\x1f08\x0399", U"\x1f88"},
-    {0x1f81, U"\x1f09\x0399", U"\x1f89"}, {0x1f82, U"\x1f0a\x0399", U"\x1f8a"}, {0x1f83, U"\x1f0b\x0399", U"\x1f8b"},
-    {0x1f84, U"\x1f0c\x0399", U"\x1f8c"}, {0x1f85, U"\x1f0d\x0399", U"\x1f8d"}, {0x1f86, U"\x1f0e\x0399", U"\x1f8e"},
-    {0x1f87, U"\x1f0f\x0399", U"\x1f8f"}, {0x1f88, U"\x1f08\x0399", U"\x1f88"}, {0x1f89, U"\x1f09\x0399", U"\x1f89"},
-    {0x1f8a, U"\x1f0a\x0399", U"\x1f8a"}, {0x1f8b, U"\x1f0b\x0399", U"\x1f8b"}, {0x1f8c, U"\x1f0c\x0399", U"\x1f8c"},
-    {0x1f8d, U"\x1f0d\x0399", U"\x1f8d"}, {0x1f8e, U"\x1f0e\x0399", U"\x1f8e"}, {0x1f8f, U"\x1f0f\x0399", U"\x1f8f"},
-    {0x1f90, U"\x1f28\x0399", U"\x1f98"}, {0x1f91, U"\x1f29\x0399", U"\x1f99"}, {0x1f92, U"\x1f2a\x0399", U"\x1f9a"},
-    {0x1f93, U"\x1f2b\x0399", U"\x1f9b"}, {0x1f94, U"\x1f2c\x0399", U"\x1f9c"}, {0x1f95, U"\x1f2d\x0399", U"\x1f9d"},
-    {0x1f96, U"\x1f2e\x0399", U"\x1f9e"}, {0x1f97, U"\x1f2f\x0399", U"\x1f9f"}, {0x1f98, U"\x1f28\x0399", U"\x1f98"},
-    {0x1f99, U"\x1f29\x0399", U"\x1f99"}, {0x1f9a, U"\x1f2a\x0399", U"\x1f9a"}, {0x1f9b, U"\x1f2b\x0399", U"\x1f9b"},
-    {0x1f9c, U"\x1f2c\x0399", U"\x1f9c"}, {0x1f9d, U"\x1f2d\x0399", U"\x1f9d"}, {0x1f9e, U"\x1f2e\x0399", U"\x1f9e"},
-    {0x1f9f, U"\x1f2f\x0399", U"\x1f9f"}, {0x1fa0, U"\x1f68\x0399", U"\x1fa8"}, {0x1fa1, U"\x1f69\x0399", U"\x1fa9"},
-    {0x1fa2, U"\x1f6a\x0399", U"\x1faa"}, {0x1fa3, U"\x1f6b\x0399", U"\x1fab"}, {0x1fa4, U"\x1f6c\x0399", U"\x1fac"},
-    {0x1fa5, U"\x1f6d\x0399", U"\x1fad"}, {0x1fa6, U"\x1f6e\x0399", U"\x1fae"}, {0x1fa7, U"\x1f6f\x0399", U"\x1faf"},
-    {0x1fa8, U"\x1f68\x0399", U"\x1fa8"}, {0x1fa9, U"\x1f69\x0399", U"\x1fa9"}, {0x1faa, U"\x1f6a\x0399", U"\x1faa"},
-    {0x1fab, U"\x1f6b\x0399", U"\x1fab"}, {0x1fac, U"\x1f6c\x0399", U"\x1fac"}, {0x1fad, U"\x1f6d\x0399", U"\x1fad"},
-    {0x1fae, U"\x1f6e\x0399", U"\x1fae"}, {0x1faf, U"\x1f6f\x0399", U"\x1faf"}, {0x1fb2, U"\x1fba\x0399", U"\x1fba\x0345"},
-    {0x1fb3, U"\x0391\x0399", U"\x1fbc"}, {0x1fb4, U"\x0386\x0399", U"\x0386\x0345"},
-    {0x1fb6, U"\x0391\x0342", U"\x0391\x0342"}, {0x1fb7, U"\x0391\x0342\x0399", U"\x0391\x0342\x0345"},
-    {0x1fbc, U"\x0391\x0399", U"\x1fbc"}, {0x1fc2, U"\x1fca\x0399", U"\x1fca\x0345"}, {0x1fc3, U"\x0397\x0399", U"\x1fcc"},
-    {0x1fc4, U"\x0389\x0399", U"\x0389\x0345"}, {0x1fc6, U"\x0397\x0342", U"\x0397\x0342"},
-    {0x1fc7, U"\x0397\x0342\x0399", U"\x0397\x0342\x0345"}, {0x1fcc, U"\x0397\x0399", U"\x1fcc"},
-    {0x1fd2, U"\x0399\x0308\x0300", U"\x0399\x0308\x0300"}, {0x1fd3, U"\x0399\x0308\x0301", U"\x0399\x0308\x0301"},
-    {0x1fd6, U"\x0399\x0342", U"\x0399\x0342"}, {0x1fd7, U"\x0399\x0308\x0342", U"\x0399\x0308\x0342"},
-    {0x1fe2, U"\x03a5\x0308\x0300", U"\x03a5\x0308\x0300"}, {0x1fe3, U"\x03a5\x0308\x0301", U"\x03a5\x0308\x0301"},
-    {0x1fe4, U"\x03a1\x0313", U"\x03a1\x0313"}, {0x1fe6, U"\x03a5\x0342", U"\x03a5\x0342"},
-    {0x1fe7, U"\x03a5\x0308\x0342", U"\x03a5\x0308\x0342"}, {0x1ff2, U"\x1ffa\x0399", U"\x1ffa\x0345"},
-    {0x1ff3, U"\x03a9\x0399", U"\x1ffc"}, {0x1ff4, U"\x038f\x0399", U"\x038f\x0345"},
-    {0x1ff6, U"\x03a9\x0342", U"\x03a9\x0342"}, {0x1ff7, U"\x03a9\x0342\x0399", U"\x03a9\x0342\x0345"},
-    {0x1ffc, U"\x03a9\x0399", U"\x1ffc"}, {0xfb00, U"\x0046\x0046", U"\x0046\x0066"},
-    {0xfb01, U"\x0046\x0049", U"\x0046\x0069"}, {0xfb02, U"\x0046\x004c", U"\x0046\x006c"},
-    {0xfb03, U"\x0046\x0046\x0049", U"\x0046\x0066\x0069"}, {0xfb04, U"\x0046\x0046\x004c", U"\x0046\x0066\x006c"},
-    {0xfb05, U"\x0053\x0054", U"\x0053\x0074"}, {0xfb06, U"\x0053\x0054", U"\x0053\x0074"},
-    {0xfb13, U"\x0544\x0546", U"\x0544\x0576"}, {0xfb14, U"\x0544\x0535", U"\x0544\x0565"},
-    {0xfb15, U"\x0544\x053b", U"\x0544\x056b"}, {0xfb16, U"\x054e\x0546", U"\x054e\x0576"},
+    {0xdf, U"\x0053\x0053", U"\x0053\x0073"},
+    {0x149, U"\x02bc\x004e", U"\x02bc\x004e"},
+    {0x1f0, U"\x004a\x030c", U"\x004a\x030c"},
+    {0x390, U"\x0399\x0308\x0301", U"\x0399\x0308\x0301"},
+    {0x3b0, U"\x03a5\x0308\x0301", U"\x03a5\x0308\x0301"},
+    {0x587, U"\x0535\x0552", U"\x0535\x0582"},
+    {0x1e96, U"\x0048\x0331", U"\x0048\x0331"},
+    {0x1e97, U"\x0054\x0308", U"\x0054\x0308"},
+    {0x1e98, U"\x0057\x030a", U"\x0057\x030a"},
+    {0x1e99, U"\x0059\x030a", U"\x0059\x030a"},
+    {0x1e9a, U"\x0041\x02be", U"\x0041\x02be"},
+    {0x1f50, U"\x03a5\x0313", U"\x03a5\x0313"},
+    {0x1f52, U"\x03a5\x0313\x0300", U"\x03a5\x0313\x0300"},
+    {0x1f54, U"\x03a5\x0313\x0301", U"\x03a5\x0313\x0301"},
+    {0x1f56, U"\x03a5\x0313\x0342", U"\x03a5\x0313\x0342"},
+    {0x1f80, U"\x1f08\x0399", U"\x1f88"},
+    {0x1f81, U"\x1f09\x0399", U"\x1f89"},
+    {0x1f82, U"\x1f0a\x0399", U"\x1f8a"},
+    {0x1f83, U"\x1f0b\x0399", U"\x1f8b"},
+    {0x1f84, U"\x1f0c\x0399", U"\x1f8c"},
+    {0x1f85, U"\x1f0d\x0399", U"\x1f8d"},
+    {0x1f86, U"\x1f0e\x0399", U"\x1f8e"},
+    {0x1f87, U"\x1f0f\x0399", U"\x1f8f"},
+    {0x1f88, U"\x1f08\x0399", U"\x1f88"},
+    {0x1f89, U"\x1f09\x0399", U"\x1f89"},
+    {0x1f8a, U"\x1f0a\x0399", U"\x1f8a"},
+    {0x1f8b, U"\x1f0b\x0399", U"\x1f8b"},
+    {0x1f8c, U"\x1f0c\x0399", U"\x1f8c"},
+    {0x1f8d, U"\x1f0d\x0399", U"\x1f8d"},
+    {0x1f8e, U"\x1f0e\x0399", U"\x1f8e"},
+    {0x1f8f, U"\x1f0f\x0399", U"\x1f8f"},
+    {0x1f90, U"\x1f28\x0399", U"\x1f98"},
+    {0x1f91, U"\x1f29\x0399", U"\x1f99"},
+    {0x1f92, U"\x1f2a\x0399", U"\x1f9a"},
+    {0x1f93, U"\x1f2b\x0399", U"\x1f9b"},
+    {0x1f94, U"\x1f2c\x0399", U"\x1f9c"},
+    {0x1f95, U"\x1f2d\x0399", U"\x1f9d"},
+    {0x1f96, U"\x1f2e\x0399", U"\x1f9e"},
+    {0x1f97, U"\x1f2f\x0399", U"\x1f9f"},
+    {0x1f98, U"\x1f28\x0399", U"\x1f98"},
+    {0x1f99, U"\x1f29\x0399", U"\x1f99"},
+    {0x1f9a, U"\x1f2a\x0399", U"\x1f9a"},
+    {0x1f9b, U"\x1f2b\x0399", U"\x1f9b"},
+    {0x1f9c, U"\x1f2c\x0399", U"\x1f9c"},
+    {0x1f9d, U"\x1f2d\x0399", U"\x1f9d"},
+    {0x1f9e, U"\x1f2e\x0399", U"\x1f9e"},
+    {0x1f9f, U"\x1f2f\x0399", U"\x1f9f"},
+    {0x1fa0, U"\x1f68\x0399", U"\x1fa8"},
+    {0x1fa1, U"\x1f69\x0399", U"\x1fa9"},
+    {0x1fa2, U"\x1f6a\x0399", U"\x1faa"},
+    {0x1fa3, U"\x1f6b\x0399", U"\x1fab"},
+    {0x1fa4, U"\x1f6c\x0399", U"\x1fac"},
+    {0x1fa5, U"\x1f6d\x0399", U"\x1fad"},
+    {0x1fa6, U"\x1f6e\x0399", U"\x1fae"},
+    {0x1fa7, U"\x1f6f\x0399", U"\x1faf"},
+    {0x1fa8, U"\x1f68\x0399", U"\x1fa8"},
+    {0x1fa9, U"\x1f69\x0399", U"\x1fa9"},
+    {0x1faa, U"\x1f6a\x0399", U"\x1faa"},
+    {0x1fab, U"\x1f6b\x0399", U"\x1fab"},
+    {0x1fac, U"\x1f6c\x0399", U"\x1fac"},
+    {0x1fad, U"\x1f6d\x0399", U"\x1fad"},
+    {0x1fae, U"\x1f6e\x0399", U"\x1fae"},
+    {0x1faf, U"\x1f6f\x0399", U"\x1faf"},
+    {0x1fb2, U"\x1fba\x0399", U"\x1fba\x0345"},
+    {0x1fb3, U"\x0391\x0399", U"\x1fbc"},
+    {0x1fb4, U"\x0386\x0399", U"\x0386\x0345"},
+    {0x1fb6, U"\x0391\x0342", U"\x0391\x0342"},
+    {0x1fb7, U"\x0391\x0342\x0399", U"\x0391\x0342\x0345"},
+    {0x1fbc, U"\x0391\x0399", U"\x1fbc"},
+    {0x1fc2, U"\x1fca\x0399", U"\x1fca\x0345"},
+    {0x1fc3, U"\x0397\x0399", U"\x1fcc"},
+    {0x1fc4, U"\x0389\x0399", U"\x0389\x0345"},
+    {0x1fc6, U"\x0397\x0342", U"\x0397\x0342"},
+    {0x1fc7, U"\x0397\x0342\x0399", U"\x0397\x0342\x0345"},
+    {0x1fcc, U"\x0397\x0399", U"\x1fcc"},
+    {0x1fd2, U"\x0399\x0308\x0300", U"\x0399\x0308\x0300"},
+    {0x1fd3, U"\x0399\x0308\x0301", U"\x0399\x0308\x0301"},
+    {0x1fd6, U"\x0399\x0342", U"\x0399\x0342"},
+    {0x1fd7, U"\x0399\x0308\x0342", U"\x0399\x0308\x0342"},
+    {0x1fe2, U"\x03a5\x0308\x0300", U"\x03a5\x0308\x0300"},
+    {0x1fe3, U"\x03a5\x0308\x0301", U"\x03a5\x0308\x0301"},
+    {0x1fe4, U"\x03a1\x0313", U"\x03a1\x0313"},
+    {0x1fe6, U"\x03a5\x0342", U"\x03a5\x0342"},
+    {0x1fe7, U"\x03a5\x0308\x0342", U"\x03a5\x0308\x0342"},
+    {0x1ff2, U"\x1ffa\x0399", U"\x1ffa\x0345"},
+    {0x1ff3, U"\x03a9\x0399", U"\x1ffc"},
+    {0x1ff4, U"\x038f\x0399", U"\x038f\x0345"},
+    {0x1ff6, U"\x03a9\x0342", U"\x03a9\x0342"},
+    {0x1ff7, U"\x03a9\x0342\x0399", U"\x03a9\x0342\x0345"},
+    {0x1ffc, U"\x03a9\x0399", U"\x1ffc"},
+    {0xfb00, U"\x0046\x0046", U"\x0046\x0066"},
+    {0xfb01, U"\x0046\x0049", U"\x0046\x0069"},
+    {0xfb02, U"\x0046\x004c", U"\x0046\x006c"},
+    {0xfb03, U"\x0046\x0046\x0049", U"\x0046\x0066\x0069"},
+    {0xfb04, U"\x0046\x0046\x004c", U"\x0046\x0066\x006c"},
+    {0xfb05, U"\x0053\x0054", U"\x0053\x0074"},
+    {0xfb06, U"\x0053\x0054", U"\x0053\x0074"},
+    {0xfb13, U"\x0544\x0546", U"\x0544\x0576"},
+    {0xfb14, U"\x0544\x0535", U"\x0544\x0565"},
+    {0xfb15, U"\x0544\x053b", U"\x0544\x056b"},
+    {0xfb16, U"\x054e\x0546", U"\x054e\x0576"},
     {0xfb17, U"\x0544\x053d", U"\x0544\x056d"},
 };
 
 const SpecialCase* FindSpecial(char32_t c) {
   if (c < 0xdf) return nullptr;
   const auto* end = std::end(kSpecialCases);
-  const auto* it = std::lower_bound(std::begin(kSpecialCases), end, c, [](const SpecialCase& s, char32_t x) { return s.from < x; });
+  const auto* it =
+      std::lower_bound(std::begin(kSpecialCases), end, c, [](const SpecialCase& s, char32_t x) { return s.from < x; });
   return it != end && it->from == c ? it : nullptr;
 }
 
-int Category(char32_t c) { return utf8proc_get_property(static_cast<utf8proc_int32_t>(c))->category; }
+int Category(char32_t c) {
+  return utf8proc_get_property(static_cast<utf8proc_int32_t>(c))->category;
+}
 
 void AppendAll(const char32_t* text, std::string* out) {
   for (; *text; text++) AppendUtf8(*text, out);
@@ -90,11 +152,13 @@ void AppendTitle(char32_t c, std::string* out) {
   AppendUtf8(utf8proc_totitle(static_cast<utf8proc_int32_t>(c)), out);
 }
 
-bool IsCased(char32_t c) { return IsUpper(c) || IsLower(c) || IsTitle(c); }
+bool IsCased(char32_t c) {
+  return IsUpper(c) || IsLower(c) || IsTitle(c);
+}
 
 bool IsCaseIgnorable(char32_t c) {
-  if (c == '\'' || c == '.' || c == ':' || c == '^' || c == '`' || c == 0xa8 || c == 0xad || c == 0xaf || c == 0xb4 || c == 0xb7 ||
-      c == 0xb8 || c == 0x2019) {
+  if (c == '\'' || c == '.' || c == ':' || c == '^' || c == '`' || c == 0xa8 || c == 0xad || c == 0xaf || c == 0xb4 ||
+      c == 0xb7 || c == 0xb8 || c == 0x2019) {
     return true;
   }
   const int category = Category(c);
@@ -231,7 +295,9 @@ bool IsAlpha(char32_t c) {
   return k == UTF8PROC_CATEGORY_LU || k == UTF8PROC_CATEGORY_LL || k == UTF8PROC_CATEGORY_LT || k == UTF8PROC_CATEGORY_LM ||
          k == UTF8PROC_CATEGORY_LO;
 }
-bool IsDecimal(char32_t c) { return Category(c) == UTF8PROC_CATEGORY_ND; }
+bool IsDecimal(char32_t c) {
+  return Category(c) == UTF8PROC_CATEGORY_ND;
+}
 bool IsDigit(char32_t c) {
   return IsDecimal(c) || c == 0xb2 || c == 0xb3 || c == 0xb9 || c == 0x2070 || (c >= 0x2074 && c <= 0x2079) ||
          (c >= 0x2080 && c <= 0x2089) || (c >= 0x2460 && c <= 0x2468);
@@ -240,18 +306,24 @@ bool IsNumeric(char32_t c) {
   const int k = Category(c);
   return k == UTF8PROC_CATEGORY_ND || k == UTF8PROC_CATEGORY_NL || k == UTF8PROC_CATEGORY_NO;
 }
-bool IsIdentifierStart(char32_t c) { return c == '_' || IsAlpha(c) || Category(c) == UTF8PROC_CATEGORY_NL; }
+bool IsIdentifierStart(char32_t c) {
+  return c == '_' || IsAlpha(c) || Category(c) == UTF8PROC_CATEGORY_NL;
+}
 bool IsIdentifierPart(char32_t c) {
   const int k = Category(c);
   return IsIdentifierStart(c) || k == UTF8PROC_CATEGORY_ND || k == UTF8PROC_CATEGORY_MN || k == UTF8PROC_CATEGORY_MC ||
          k == UTF8PROC_CATEGORY_PC;
 }
-bool IsUpper(char32_t c) { return Category(c) == UTF8PROC_CATEGORY_LU || (c >= 0x2160 && c <= 0x216f) || (c >= 0x24b6 && c <= 0x24cf); }
+bool IsUpper(char32_t c) {
+  return Category(c) == UTF8PROC_CATEGORY_LU || (c >= 0x2160 && c <= 0x216f) || (c >= 0x24b6 && c <= 0x24cf);
+}
 bool IsLower(char32_t c) {
   return Category(c) == UTF8PROC_CATEGORY_LL || c == 0xaa || c == 0xba || (c >= 0x2b0 && c <= 0x2b8) ||
          (c >= 0x2170 && c <= 0x217f) || (c >= 0x24d0 && c <= 0x24e9);
 }
-bool IsTitle(char32_t c) { return Category(c) == UTF8PROC_CATEGORY_LT; }
+bool IsTitle(char32_t c) {
+  return Category(c) == UTF8PROC_CATEGORY_LT;
+}
 
 std::string Upper(std::string_view text) {
   std::string out;
@@ -472,12 +544,23 @@ std::string EscapeHtml(std::string_view text) {
   out.reserve(text.size());
   for (const char c : text) {
     switch (c) {
-      case '&': out += "&amp;"; break;
-      case '<': out += "&lt;"; break;
-      case '>': out += "&gt;"; break;
-      case '\'': out += "&#39;"; break;
-      case '"': out += "&#34;"; break;
-      default: out.push_back(c);
+      case '&':
+        out += "&amp;";
+        break;
+      case '<':
+        out += "&lt;";
+        break;
+      case '>':
+        out += "&gt;";
+        break;
+      case '\'':
+        out += "&#39;";
+        break;
+      case '"':
+        out += "&#34;";
+        break;
+      default:
+        out.push_back(c);
     }
   }
   return out;
@@ -489,14 +572,29 @@ void AppendJsonString(std::string_view text, bool ensure_ascii, std::string* out
     const size_t begin = at;
     const char32_t c = NextCodePoint(text, &at);
     switch (c) {
-      case '"': *out += "\\\""; continue;
-      case '\\': *out += "\\\\"; continue;
-      case '\n': *out += "\\n"; continue;
-      case '\r': *out += "\\r"; continue;
-      case '\t': *out += "\\t"; continue;
-      case '\b': *out += "\\b"; continue;
-      case '\f': *out += "\\f"; continue;
-      default: break;
+      case '"':
+        *out += "\\\"";
+        continue;
+      case '\\':
+        *out += "\\\\";
+        continue;
+      case '\n':
+        *out += "\\n";
+        continue;
+      case '\r':
+        *out += "\\r";
+        continue;
+      case '\t':
+        *out += "\\t";
+        continue;
+      case '\b':
+        *out += "\\b";
+        continue;
+      case '\f':
+        *out += "\\f";
+        continue;
+      default:
+        break;
     }
     if (c < 0x20 || (ensure_ascii && c >= 0x7f && c < 0x10000)) {
       *out += fmt::format("\\u{:04x}", static_cast<uint32_t>(c));

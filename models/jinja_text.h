@@ -22,8 +22,8 @@ void AppendUtf8(char32_t c, std::string* out);
 // The byte offset of code point `index`; text.size() when the text is shorter.
 size_t ByteOffset(std::string_view text, int64_t index);
 
-bool IsSpace(char32_t c);         // str.isspace, also what \s matches
-bool IsPrintable(char32_t c);     // what repr() leaves as it is
+bool IsSpace(char32_t c);      // str.isspace, also what \s matches
+bool IsPrintable(char32_t c);  // what repr() leaves as it is
 bool IsIdentifierStart(char32_t c);
 bool IsIdentifierPart(char32_t c);
 bool IsAlpha(char32_t c);

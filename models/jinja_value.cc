@@ -11,7 +11,9 @@ namespace {
 constexpr size_t kObjectBytes = 64;
 constexpr int64_t kMaxWeight = int64_t{1} << 40;
 
-size_t Mix(size_t a, size_t b) { return (a ^ (b + 0x9e3779b97f4a7c15ull + (a << 6) + (a >> 2))) * 0xff51afd7ed558ccdull; }
+size_t Mix(size_t a, size_t b) {
+  return (a ^ (b + 0x9e3779b97f4a7c15ull + (a << 6) + (a >> 2))) * 0xff51afd7ed558ccdull;
+}
 
 Status TooDeep() {
   return InvalidArgument("template budget exceeded: values nest deeper than {} levels; simplify the template or its input",
@@ -74,7 +76,8 @@ Heap::~Heap() {
 Status Heap::Step(int64_t n) {
   steps_left_ -= n;
   if (steps_left_ >= 0) return OkStatus();
-  return InvalidArgument("template budget exceeded: more than {} steps; simplify the template or shorten its input", limits_.steps);
+  return InvalidArgument("template budget exceeded: more than {} steps; simplify the template or shorten its input",
+                         limits_.steps);
 }
 
 Status Heap::Check(Int bytes) const {
@@ -332,24 +335,42 @@ StatusOr<std::vector<Value>> ToVector(Heap& heap, const Value& iterable) {
 
 const char* TypeName(const Value& v) {
   switch (v.type()) {
-    case Type::kMissing: return "missing";
-    case Type::kUndefined: return "Undefined";
-    case Type::kNone: return "NoneType";
-    case Type::kBool: return "bool";
-    case Type::kInt: return "int";
-    case Type::kFloat: return "float";
-    case Type::kString: return v.markup() ? "Markup" : "str";
-    case Type::kList: return "list";
-    case Type::kTuple: return "tuple";
-    case Type::kDict: return "dict";
-    case Type::kNamespace: return "namespace";
-    case Type::kMacro: return "macro";
-    case Type::kFunction: return "function";
-    case Type::kMethod: return "method";
-    case Type::kGenerator: return "generator";
-    case Type::kView: return "dict view";
-    case Type::kRange: return "range";
-    case Type::kLoop: return "loop";
+    case Type::kMissing:
+      return "missing";
+    case Type::kUndefined:
+      return "Undefined";
+    case Type::kNone:
+      return "NoneType";
+    case Type::kBool:
+      return "bool";
+    case Type::kInt:
+      return "int";
+    case Type::kFloat:
+      return "float";
+    case Type::kString:
+      return v.markup() ? "Markup" : "str";
+    case Type::kList:
+      return "list";
+    case Type::kTuple:
+      return "tuple";
+    case Type::kDict:
+      return "dict";
+    case Type::kNamespace:
+      return "namespace";
+    case Type::kMacro:
+      return "macro";
+    case Type::kFunction:
+      return "function";
+    case Type::kMethod:
+      return "method";
+    case Type::kGenerator:
+      return "generator";
+    case Type::kView:
+      return "dict view";
+    case Type::kRange:
+      return "range";
+    case Type::kLoop:
+      return "loop";
   }
   return "?";
 }

@@ -2,7 +2,8 @@
 //
 // Used by the Jinja interpreter only. Lists, tuples, dicts and strings never change once made (the sandbox forbids it), so values
 // share structure freely; only namespaces, generators and loop state change. Every object is charged to the rendering's Heap and
-// refunded when it dies; no value outlives its Heap. Containers know how deep they nest, so that recursion over values is bounded.
+// refunded when it dies; no value outlives its Heap. Containers know how deep they nest, so that recursion over values is
+// bounded.
 #pragma once
 
 #include <functional>
@@ -26,8 +27,23 @@ constexpr int kMaxValueDepth = 200;  // lists in lists, generators over generato
 
 enum class Type : uint8_t {
   kMissing,  // no value at all: an unset variable or an absent argument; never visible to a template
-  kUndefined, kNone, kBool, kInt, kFloat, kString, kList, kTuple, kDict, kNamespace, kMacro, kFunction, kMethod, kGenerator, kView,
-  kRange, kLoop,
+  kUndefined,
+  kNone,
+  kBool,
+  kInt,
+  kFloat,
+  kString,
+  kList,
+  kTuple,
+  kDict,
+  kNamespace,
+  kMacro,
+  kFunction,
+  kMethod,
+  kGenerator,
+  kView,
+  kRange,
+  kLoop,
 };
 
 // Base of everything that lives on the heap of one rendering.
@@ -42,7 +58,7 @@ struct Object {
   size_t charged = 0;
   int depth = 1;
   bool hashable = true;  // may be the key of a dict
-  int64_t weight = 1;  // how many nodes a walk over the value visits (shared parts count each time), saturating
+  int64_t weight = 1;    // how many nodes a walk over the value visits (shared parts count each time), saturating
 };
 
 struct StrObj;
@@ -54,9 +70,21 @@ class Value {
   Value() = default;  // missing
   static Value None() { return Value(Type::kNone); }
   static Value Undefined() { return Value(Type::kUndefined); }
-  static Value Bool(bool b) { Value v(Type::kBool); v.i_ = b; return v; }
-  static Value Integer(Int i) { Value v(Type::kInt); v.i_ = i; return v; }
-  static Value Float(double d) { Value v(Type::kFloat); v.d_ = d; return v; }
+  static Value Bool(bool b) {
+    Value v(Type::kBool);
+    v.i_ = b;
+    return v;
+  }
+  static Value Integer(Int i) {
+    Value v(Type::kInt);
+    v.i_ = i;
+    return v;
+  }
+  static Value Float(double d) {
+    Value v(Type::kFloat);
+    v.d_ = d;
+    return v;
+  }
   Value(Type type, std::shared_ptr<Object> object) : type_(type), object_(std::move(object)) {}
 
   Type type() const { return type_; }
@@ -77,7 +105,9 @@ class Value {
   inline const std::vector<Value>& items() const;  // of a list or tuple
   inline const DictObj& dict() const;
   template <typename T>
-  T& object() const { return *static_cast<T*>(object_.get()); }
+  T& object() const {
+    return *static_cast<T*>(object_.get());
+  }
   Object* raw() const { return object_.get(); }
   int depth() const { return object_ ? object_->depth : 0; }
   bool hashable() const { return !object_ || object_->hashable; }
@@ -138,11 +168,21 @@ struct MethodObj : Object {
   std::string name;
 };
 
-const StrObj& Value::str() const { return object<StrObj>(); }
-std::string_view Value::text() const { return object<StrObj>().text; }
-bool Value::markup() const { return type_ == Type::kString && object<StrObj>().markup; }
-const std::vector<Value>& Value::items() const { return object<SeqObj>().items; }
-const DictObj& Value::dict() const { return object<DictObj>(); }
+const StrObj& Value::str() const {
+  return object<StrObj>();
+}
+std::string_view Value::text() const {
+  return object<StrObj>().text;
+}
+bool Value::markup() const {
+  return type_ == Type::kString && object<StrObj>().markup;
+}
+const std::vector<Value>& Value::items() const {
+  return object<SeqObj>().items;
+}
+const DictObj& Value::dict() const {
+  return object<DictObj>();
+}
 
 // Makes values and enforces the memory and step limits of one rendering.
 class Heap {
@@ -179,7 +219,8 @@ class Heap {
   JinjaLimits limits_;
   int64_t steps_left_;
   size_t live_ = 0;
-  std::vector<std::shared_ptr<NamespaceObj>> namespaces_;  // emptied at the end, since namespaces may refer to each other in circles
+  std::vector<std::shared_ptr<NamespaceObj>>
+      namespaces_;  // emptied at the end, since namespaces may refer to each other in circles
 };
 
 // Walks any iterable. `Start` fails for a value that cannot be iterated.
@@ -199,9 +240,9 @@ StatusOr<Int> Length(const Value& v);  // len(); fails where Python's does
 Int StringLength(const Value& v);      // code points
 size_t Hash(const Value& v);
 bool Equal(const Value& a, const Value& b);
-StatusOr<bool> Less(const Value& a, const Value& b);  // a < b; fails for types without an order
+StatusOr<bool> Less(const Value& a, const Value& b);                  // a < b; fails for types without an order
 int CompareNumbers(const Value& a, const Value& b, bool* unordered);  // -1, 0, 1
-bool Same(const Value& a, const Value& b);            // Python's `is`
+bool Same(const Value& a, const Value& b);                            // Python's `is`
 StatusOr<std::vector<Value>> ToVector(Heap& heap, const Value& iterable);
 // str() and repr(), appended to `out`. Both are bounded by the heap's budget.
 Status AppendStr(Heap& heap, const Value& v, std::string* out);

@@ -348,6 +348,7 @@ def main():
             succeeded += "text" in want
             if ("text" in want) != ("text" in got) or ("text" in want and want["text"] != got["text"]):
                 differences.append((len(x["template"]), x, want, got))
+        print(f"\r{start + len(batch)} done, {len(differences)} differences", end="", file=sys.stderr, flush=True)
     print(f"{checked} compared, Jinja2 succeeded on {succeeded}, {len(differences)} differences")
     differences.sort(key=lambda d: d[0])
     for _, x, want, got in differences[:a.show]:

@@ -1,5 +1,5 @@
-// Fuzzes the template interpreter. The input is a template, a NUL byte, and its context as JSON (a fixed one when that is missing or
-// not JSON). No input may crash, leak, overrun, or take more than about ten milliseconds under these budgets.
+// Fuzzes the template interpreter. The input is a template, a NUL byte, and its context as JSON (a fixed one when that is missing
+// or not JSON). No input may crash, leak, overrun, or take more than about ten milliseconds under these budgets.
 #include <cstddef>
 #include <cstdint>
 #include <nlohmann/json.hpp>

@@ -16,7 +16,9 @@ namespace {
 using Json = nlohmann::ordered_json;
 using ::testing::HasSubstr;
 
-std::string Folder() { return std::string(KVASIR_SOURCE_DIR) + "/tests/data/templates/"; }
+std::string Folder() {
+  return std::string(KVASIR_SOURCE_DIR) + "/tests/data/templates/";
+}
 
 std::string ReadFile(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
@@ -30,10 +32,14 @@ ChatInput InputOf(const Json& conversation) {
   input.now = 1735689600;  // 1 January 2025, as the goldens were made
   input.chat_template_kwargs = Json::object();
   for (const auto& [name, value] : conversation.items()) {
-    if (name == "messages") input.messages = value;
-    else if (name == "tools") input.tools = value;
-    else if (name == "add_generation_prompt") input.add_generation_prompt = value.get<bool>();
-    else input.chat_template_kwargs[name] = value;
+    if (name == "messages")
+      input.messages = value;
+    else if (name == "tools")
+      input.tools = value;
+    else if (name == "add_generation_prompt")
+      input.add_generation_prompt = value.get<bool>();
+    else
+      input.chat_template_kwargs[name] = value;
   }
   return input;
 }
@@ -65,7 +71,9 @@ TEST(ChatTemplate, FamiliesRenderAsJinja2Does) {
       if (golden[2].is_null()) {
         EXPECT_FALSE(text.ok()) << *text;
         const auto error = golden[3].get<std::string>();
-        if (error.find("must alternate") != std::string::npos) EXPECT_EQ(Message(text.status()), error);
+        if (error.find("must alternate") != std::string::npos) {
+          EXPECT_EQ(Message(text.status()), error);
+        }
       } else {
         ASSERT_TRUE(text.ok()) << Message(text.status());
         EXPECT_EQ(*text, golden[2].get<std::string>());
@@ -113,7 +121,13 @@ TEST(ChatTemplate, ContinuesTheFinalMessage) {
   ASSERT_TRUE(trims.ok());
   ChatInput input;
   input.messages = Json::parse(R"([{"role":"user","content":"Hi"},{"role":"assistant","content":"Well, "}])");
-  EXPECT_FALSE(plain->Render([&] { ChatInput both = input; both.continue_final_message = true; return both; }()).ok());
+  EXPECT_FALSE(plain
+                   ->Render([&] {
+                     ChatInput both = input;
+                     both.continue_final_message = true;
+                     return both;
+                   }())
+                   .ok());
   input.add_generation_prompt = false;
   input.continue_final_message = true;
   EXPECT_EQ(plain->Render(input).value(), "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nWell, ");
@@ -132,7 +146,8 @@ TEST(ChatTemplate, BadInputIsNamed) {
   ASSERT_TRUE(tmpl.ok());
   EXPECT_TRUE(tmpl->uses_tools());
   ChatInput input;
-  input.messages = Json::parse(R"([{"role":"assistant","content":null,"tool_calls":[{"type":"function","function":{"name":"f","arguments":"{oops"}}]}])");
+  input.messages = Json::parse(
+      R"([{"role":"assistant","content":null,"tool_calls":[{"type":"function","function":{"name":"f","arguments":"{oops"}}]}])");
   EXPECT_THAT(Message(tmpl->Render(input).status()), HasSubstr("messages[0].tool_calls[0].function.arguments is not valid JSON"));
   input.messages[0]["tool_calls"][0]["function"]["arguments"] = std::string(100000, '[');
   EXPECT_THAT(Message(tmpl->Render(input).status()), HasSubstr("nests deeper"));

@@ -1,4 +1,5 @@
-// Renders Jinja programs from standard input: one JSON object {"template": ..., "context": {...}, "now": seconds} per line; prints
+// Renders Jinja programs from standard input: one JSON object {"template": ..., "context": {...}, "now": seconds} per line;
+// prints
 // {"text": ...} or {"error": ...} for each. tools/compare_jinja.py compares its answers with Jinja2's.
 #include <iostream>
 #include <nlohmann/json.hpp>

@@ -70,7 +70,8 @@ TEST(Jinja, RaiseExceptionGivesExactlyItsText) {
 }
 
 TEST(Jinja, UnsupportedTagsAreRefusedByName) {
-  for (const std::string tag : {"include 'x'", "import 'x' as y", "from 'x' import y", "extends 'x'", "block a", "autoescape true"}) {
+  for (const std::string tag :
+       {"include 'x'", "import 'x' as y", "from 'x' import y", "extends 'x'", "block a", "autoescape true"}) {
     EXPECT_THAT(ErrorOf("{% " + tag + " %}"), HasSubstr("the tag '" + tag.substr(0, tag.find(' ')) + "' is not supported"));
   }
   EXPECT_THAT(ErrorOf("{% for x in y recursive %}{% endfor %}"), HasSubstr("recursive"));
@@ -80,7 +81,8 @@ TEST(Jinja, UnsupportedTagsAreRefusedByName) {
 
 TEST(Jinja, NothingOfTheHostIsReachable) {
   const Json context = {{"s", "text"}, {"l", {1, 2}}, {"d", {{"k", "v"}}}};
-  for (const std::string name : {"s", "l", "d", "range", "namespace", "raise_exception", "s.upper", "d.items()", "none", "(1).real"}) {
+  for (const std::string name :
+       {"s", "l", "d", "range", "namespace", "raise_exception", "s.upper", "d.items()", "none", "(1).real"}) {
     EXPECT_EQ(TextOf("{{ " + name + ".__class__ }}", context), "") << name;
     EXPECT_FALSE(Render("{{ " + name + ".__class__.__mro__ }}", context).ok()) << name;
     EXPECT_FALSE(Render("{{ " + name + "['__class__']['__base__'] }}", context).ok()) << name;
@@ -107,9 +109,11 @@ TEST(Jinja, EveryBudgetIsEnforced) {
   EXPECT_THAT(ErrorOf("{{ [1]|batch(10**12, 0)|list }}"), exceeded);
   EXPECT_THAT(ErrorOf("{{ [1]|slice(10**12)|list }}"), exceeded);
   EXPECT_THAT(ErrorOf("{{ [1]|tojson(indent=10**12) }}"), exceeded);
-  EXPECT_THAT(ErrorOf("{% set ns = namespace(s='ab') %}{% for i in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}"), exceeded);
-  EXPECT_THAT(ErrorOf("{% set ns = namespace(s='ab') %}{% for i in range(99) %}{% set ns.s = ns.s|replace('a', 'aaaa') %}{% endfor %}"),
+  EXPECT_THAT(ErrorOf("{% set ns = namespace(s='ab') %}{% for i in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}"),
               exceeded);
+  EXPECT_THAT(
+      ErrorOf("{% set ns = namespace(s='ab') %}{% for i in range(99) %}{% set ns.s = ns.s|replace('a', 'aaaa') %}{% endfor %}"),
+      exceeded);
   EXPECT_THAT(ErrorOf("{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}"), exceeded);
   EXPECT_THAT(ErrorOf("{% set ns = namespace(l=[]) %}{% for i in range(1000) %}{% set ns.l = [ns.l] %}{% endfor %}"), exceeded);
   EXPECT_THAT(ErrorOf("{% set ns = namespace(l=[1]) %}{% for i in range(1000) %}{% set ns.l = ns.l|map('string') %}{% endfor %}"),
@@ -127,7 +131,8 @@ TEST(Jinja, EveryBudgetIsEnforced) {
 
   JinjaLimits small;
   small.output_bytes = 100;
-  EXPECT_THAT(ErrorOf("{% for i in range(99) %}{{ 'abcdefgh' }}{% endfor %}", Json::object(), small), HasSubstr("bytes of output"));
+  EXPECT_THAT(ErrorOf("{% for i in range(99) %}{{ 'abcdefgh' }}{% endfor %}", Json::object(), small),
+              HasSubstr("bytes of output"));
   EXPECT_THAT(ErrorOf("{% set x %}{% for i in range(99) %}abcdefgh{% endfor %}{% endset %}", Json::object(), small),
               HasSubstr("bytes of output"));
   small = JinjaLimits();
@@ -138,20 +143,24 @@ TEST(Jinja, EveryBudgetIsEnforced) {
   EXPECT_THAT(ErrorOf("{% for i in range(50) %}{% endfor %}", Json::object(), small), HasSubstr("50 steps"));
   small = JinjaLimits();
   small.depth = 3;
-  EXPECT_THAT(ErrorOf("{% macro f(n) %}{{ f(n - 1) if n }}{% endmacro %}{{ f(9) }}", Json::object(), small), HasSubstr("macro calls"));
+  EXPECT_THAT(ErrorOf("{% macro f(n) %}{{ f(n - 1) if n }}{% endmacro %}{{ f(9) }}", Json::object(), small),
+              HasSubstr("macro calls"));
 }
 
 // Values that share their parts are small in memory but huge to walk.
 TEST(Jinja, WalksOverSharedValuesAreBounded) {
-  const std::string grow = "{% set ns = namespace(a=[1], b=[1]) %}{% for i in range(60) %}{% set ns.a = [ns.a, ns.a] %}"
-                           "{% set ns.b = [ns.b, ns.b] %}{% endfor %}";
+  const std::string grow =
+      "{% set ns = namespace(a=[1], b=[1]) %}{% for i in range(60) %}{% set ns.a = [ns.a, ns.a] %}"
+      "{% set ns.b = [ns.b, ns.b] %}{% endfor %}";
   const auto begin = std::chrono::steady_clock::now();
-  for (const std::string use : {"{{ ns.a == ns.b }}", "{{ ns.a }}", "{{ ns.a|tojson }}", "{{ ns.a < ns.b }}", "{{ ns.a in [ns.b] }}",
-                                "{{ [ns.a, ns.b]|sort }}", "{{ [ns.a]|max }}{{ [ns.b, ns.a]|max }}", "{{ [ns.a].index(ns.b) }}"}) {
+  for (const std::string use :
+       {"{{ ns.a == ns.b }}", "{{ ns.a }}", "{{ ns.a|tojson }}", "{{ ns.a < ns.b }}", "{{ ns.a in [ns.b] }}",
+        "{{ [ns.a, ns.b]|sort }}", "{{ [ns.a]|max }}{{ [ns.b, ns.a]|max }}", "{{ [ns.a].index(ns.b) }}"}) {
     EXPECT_THAT(ErrorOf(grow + use), HasSubstr("template budget exceeded")) << use;
   }
   const std::string tuples = "{% set ns = namespace(a=(1,)) %}{% for i in range(60) %}{% set ns.a = (ns.a, ns.a) %}{% endfor %}";
-  for (const std::string use : {"{{ {ns.a: 1} }}", "{{ [ns.a]|unique|list }}", "{{ {}[ns.a] }}", "{{ ns.a in {} }}", "{{ {}.get(ns.a) }}"}) {
+  for (const std::string use :
+       {"{{ {ns.a: 1} }}", "{{ [ns.a]|unique|list }}", "{{ {}[ns.a] }}", "{{ ns.a in {} }}", "{{ {}.get(ns.a) }}"}) {
     EXPECT_THAT(ErrorOf(tuples + use), HasSubstr("template budget exceeded")) << use;
   }
   EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(30));
@@ -175,7 +184,8 @@ TEST(Jinja, DeepInputIsRefusedNotOverflowed) {
 }
 
 TEST(Jinja, KnowsItsVariables) {
-  const auto parsed = JinjaTemplate::Parse("{% set a = b %}{% for m in messages %}{{ c.d }}{{ loop.index }}{% endfor %}{% macro f(x) %}{{ x }}{{ y }}{% endmacro %}");
+  const auto parsed = JinjaTemplate::Parse(
+      "{% set a = b %}{% for m in messages %}{{ c.d }}{{ loop.index }}{% endfor %}{% macro f(x) %}{{ x }}{{ y }}{% endmacro %}");
   ASSERT_TRUE(parsed.ok());
   for (const char* name : {"b", "messages", "c", "y"}) EXPECT_TRUE((*parsed)->UsesVariable(name)) << name;
   for (const char* name : {"a", "m", "d", "x", "loop", "f"}) EXPECT_FALSE((*parsed)->UsesVariable(name)) << name;
@@ -189,9 +199,11 @@ TEST(Jinja, FormatsTheGivenTime) {
 
 TEST(Jinja, ALargeConversationFitsTheBudget) {
   Json messages = Json::array();
-  for (int i = 0; i < 2000; i++) messages.push_back({{"role", i % 2 ? "assistant" : "user"}, {"content", std::string(1000, 'x')}});
-  const auto text = Render("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] | trim + '<|im_end|>' + '\n' }}{% endfor %}",
-                           {{"messages", messages}});
+  for (int i = 0; i < 2000; i++)
+    messages.push_back({{"role", i % 2 ? "assistant" : "user"}, {"content", std::string(1000, 'x')}});
+  const auto text = Render(
+      "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] | trim + '<|im_end|>' + '\n' }}{% endfor %}",
+      {{"messages", messages}});
   ASSERT_TRUE(text.ok()) << Message(text.status());
   EXPECT_GT(text->size(), 2'000'000u);
 }
