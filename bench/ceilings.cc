@@ -16,7 +16,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-double Seconds(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+double Seconds(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
 // Sums 64-byte lines with four independent accumulators; the sum keeps the compiler from dropping the loads.
 using Line = uint64_t __attribute__((vector_size(64), aligned(1), may_alias));
@@ -24,7 +26,8 @@ using Line = uint64_t __attribute__((vector_size(64), aligned(1), may_alias));
 #if defined(__x86_64__)
 __attribute__((target("avx512f,prefer-vector-width=512")))
 #endif
-uint64_t ReadWide(const std::byte* data, size_t bytes) {
+uint64_t
+ReadWide(const std::byte* data, size_t bytes) {
   Line a{}, b{}, c{}, d{};
   const Line* line = reinterpret_cast<const Line*>(data);
   const Line* end = line + bytes / 256 * 4;
@@ -92,7 +95,8 @@ __attribute__((target("avx2,fma"))) double Fma256(int64_t rounds) {
 
 // Best rate of `work(rounds)` on all threads at once, in operations per second.
 double BestRate(ThreadTeam& team, double seconds, double (*work)(int64_t)) {
-  constexpr int64_t kRounds = 200 * 1000;  // a fraction of a millisecond to a millisecond: short enough to fit between interruptions
+  constexpr int64_t kRounds =
+      200 * 1000;  // a fraction of a millisecond to a millisecond: short enough to fit between interruptions
   double best = 0;
   const auto start = Clock::now();
   do {

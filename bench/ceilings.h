@@ -12,14 +12,16 @@ namespace kvasir {
 
 struct Ceilings {
   int threads = 0;
-  double stream_read_gbs = 0;   // 1e9 bytes per second, one sequential stream per thread
-  double fma_f32_gflops = 0;    // widest fused multiply-add the machine has (AVX-512, AVX2 or FMA), 2 operations each; 0 = not measured
-  double dot_bf16_gflops = 0;   // vdpbf16ps, 4 operations per lane; 0 = the machine has none
+  double stream_read_gbs = 0;  // 1e9 bytes per second, one sequential stream per thread
+  double fma_f32_gflops =
+      0;  // widest fused multiply-add the machine has (AVX-512, AVX2 or FMA), 2 operations each; 0 = not measured
+  double dot_bf16_gflops = 0;  // vdpbf16ps, 4 operations per lane; 0 = the machine has none
 };
 
 struct CeilingOptions {
-  size_t stream_bytes = size_t{512} << 20;  // over all threads; well above the last-level cache, or of a working set to compare with
-  double seconds = 0.3;                     // for each figure; the best repetition counts
+  size_t stream_bytes =
+      size_t{512} << 20;  // over all threads; well above the last-level cache, or of a working set to compare with
+  double seconds = 0.3;   // for each figure; the best repetition counts
 };
 
 // Best of repeated runs on all threads of the team.

@@ -13,12 +13,14 @@ namespace {
 
 constexpr int kMaxThreads = 1024;
 // Rows of a gather worth a thread.
-int64_t CopyGrain(int64_t width) { return std::max<int64_t>(1, 64 * 1024 / std::max<int64_t>(1, width)); }
+int64_t CopyGrain(int64_t width) {
+  return std::max<int64_t>(1, 64 * 1024 / std::max<int64_t>(1, width));
+}
 
 Status CheckMatrix(const HostMatrix& matrix, int64_t max_elements) {
   if (matrix.rows <= 0 || matrix.cols <= 0 || matrix.data == nullptr) {
-    return InvalidArgument("'{}' is [{}, {}]{}; a weight needs at least one row and one column", matrix.name, matrix.rows, matrix.cols,
-                           matrix.data == nullptr ? " without data" : "");
+    return InvalidArgument("'{}' is [{}, {}]{}; a weight needs at least one row and one column", matrix.name, matrix.rows,
+                           matrix.cols, matrix.data == nullptr ? " without data" : "");
   }
   if (matrix.rows > max_elements / matrix.cols) {
     return InvalidArgument("'{}' is [{}, {}]; the limit is {} elements", matrix.name, matrix.rows, matrix.cols, max_elements);
@@ -31,15 +33,28 @@ constexpr int64_t kMaxElements = int64_t{1} << 40;  // of one weight: keeps ever
 }  // namespace
 
 DeviceInfo CpuDevice::Info() const {
-  return {fmt::format("cpu {}, {} thread{}", kernels_.name, team_.size(), team_.size() == 1 ? "" : "s"), "cpu", memory_.Available()};
+  return {fmt::format("cpu {}, {} thread{}", kernels_.name, team_.size(), team_.size() == 1 ? "" : "s"), "cpu",
+          memory_.Available()};
 }
 
-StatusOr<void*> CpuDevice::Allocate(size_t bytes, std::string_view what) { return memory_.Allocate(bytes, what, /*huge_pages=*/false); }
-void CpuDevice::Free(void* buffer) { memory_.Free(buffer); }
-void CpuDevice::CopyToDevice(void* dst, const void* host, size_t bytes) { std::memcpy(dst, host, bytes); }
-void CpuDevice::CopyToHost(void* host, const void* src, size_t bytes) { std::memcpy(host, src, bytes); }
-void CpuDevice::CopyOnDevice(void* dst, const void* src, size_t bytes) { std::memmove(dst, src, bytes); }
-Status CpuDevice::Synchronize() { return OkStatus(); }
+StatusOr<void*> CpuDevice::Allocate(size_t bytes, std::string_view what) {
+  return memory_.Allocate(bytes, what, /*huge_pages=*/false);
+}
+void CpuDevice::Free(void* buffer) {
+  memory_.Free(buffer);
+}
+void CpuDevice::CopyToDevice(void* dst, const void* host, size_t bytes) {
+  std::memcpy(dst, host, bytes);
+}
+void CpuDevice::CopyToHost(void* host, const void* src, size_t bytes) {
+  std::memcpy(host, src, bytes);
+}
+void CpuDevice::CopyOnDevice(void* dst, const void* src, size_t bytes) {
+  std::memmove(dst, src, bytes);
+}
+Status CpuDevice::Synchronize() {
+  return OkStatus();
+}
 
 StatusOr<Weight> CpuDevice::PackLinear(std::span<const HostMatrix> parts, DType dtype) {
   if (parts.empty()) return InvalidArgument("a linear weight needs at least one matrix");
@@ -47,7 +62,8 @@ StatusOr<Weight> CpuDevice::PackLinear(std::span<const HostMatrix> parts, DType 
   for (const HostMatrix& part : parts) {
     KVASIR_RETURN_IF_ERROR(CheckMatrix(part, kMaxElements / 2 - weight.rows * weight.cols));
     if (part.cols != weight.cols) {
-      return InvalidArgument("'{}' has {} columns but '{}', packed with it, has {}", part.name, part.cols, parts[0].name, weight.cols);
+      return InvalidArgument("'{}' has {} columns but '{}', packed with it, has {}", part.name, part.cols, parts[0].name,
+                             weight.cols);
     }
     weight.rows += part.rows;
   }
@@ -73,7 +89,8 @@ StatusOr<Weight> CpuDevice::PackVector(std::span<const HostMatrix> parts) {
     KVASIR_RETURN_IF_ERROR(CheckMatrix(part, kMaxElements - weight.cols));
     weight.cols += part.rows * part.cols;
   }
-  KVASIR_ASSIGN_OR_RETURN(weight.packed, memory_.Allocate(size_t(weight.cols) * sizeof(float), parts[0].name, /*huge_pages=*/false));
+  KVASIR_ASSIGN_OR_RETURN(weight.packed,
+                          memory_.Allocate(size_t(weight.cols) * sizeof(float), parts[0].name, /*huge_pages=*/false));
   float* to = static_cast<float*>(weight.packed);
   for (const HostMatrix& part : parts) {
     ToFloat(part.data, part.dtype, part.rows * part.cols, to);
@@ -103,16 +120,16 @@ void CpuDevice::GatherRows(const float* in, std::span<const int32_t> row_ids, in
 
 void CpuDevice::Linear(const float* in, int rows, const Weight& weight, const Weight* bias, float* out) {
   KVASIR_DCHECK(bias == nullptr || bias->cols == weight.rows, "bias of {} for {} outputs", bias->cols, weight.rows);
-  PanelLinear(*kernels_.gemm, team_, gemm_scratch_, in, rows, weight, bias != nullptr ? static_cast<const float*>(bias->packed) : nullptr,
-              out);
+  PanelLinear(*kernels_.gemm, team_, gemm_scratch_, in, rows, weight,
+              bias != nullptr ? static_cast<const float*>(bias->packed) : nullptr, out);
 }
 
 void CpuDevice::AddRmsNorm(float* residual, const float* delta, const Weight& weight, float eps, int rows, float* out) {
   CpuAddRmsNorm(*kernels_.fused, team_, residual, delta, static_cast<const float*>(weight.packed), eps, rows, weight.cols, out);
 }
 
-void CpuDevice::RopeAppend(const float* qkv, std::span<const int32_t> positions, const RopeTable& rope, int num_q_heads, int layer,
-                           std::span<const SequenceSlice> slices, const PagedKv& kv, float* q_out) {
+void CpuDevice::RopeAppend(const float* qkv, std::span<const int32_t> positions, const RopeTable& rope, int num_q_heads,
+                           int layer, std::span<const SequenceSlice> slices, const PagedKv& kv, float* q_out) {
   CpuRopeAppend(*kernels_.fused, team_, qkv, positions, rope, num_q_heads, layer, slices, kv, q_out);
 }
 
@@ -136,14 +153,15 @@ void CpuDevice::ScoreTokens(const float* logits, int vocab, std::span<const int3
 
 StatusOr<std::unique_ptr<Device>> MakeCpuDevice(const CpuDeviceOptions& options) {
   if (options.threads < 0 || options.threads > kMaxThreads) {
-    return InvalidArgument("threads is {}; give 1 to {}, or 0 for as many as the process may use ({})", options.threads, kMaxThreads,
-                           UsableCpus());
+    return InvalidArgument("threads is {}; give 1 to {}, or 0 for as many as the process may use ({})", options.threads,
+                           kMaxThreads, UsableCpus());
   }
   const CpuKernels* kernels = options.isa.empty() ? DefaultKernels() : KernelsFor(options.isa);
   if (kernels == nullptr) {
     const char* forced = std::getenv("KVASIR_CPU_ISA");
-    return InvalidArgument("{} '{}' is unknown or this machine cannot run it; it can run {}", options.isa.empty() ? "KVASIR_CPU_ISA" : "isa",
-                           options.isa.empty() ? forced : options.isa.c_str(), fmt::join(CpuIsaNames(), ", "));
+    return InvalidArgument("{} '{}' is unknown or this machine cannot run it; it can run {}",
+                           options.isa.empty() ? "KVASIR_CPU_ISA" : "isa", options.isa.empty() ? forced : options.isa.c_str(),
+                           fmt::join(CpuIsaNames(), ", "));
   }
   const int threads = options.threads > 0 ? options.threads : UsableCpus();
   return std::unique_ptr<Device>(new CpuDevice(*kernels, threads));

@@ -6,11 +6,9 @@
 #pragma once
 
 #include "kernels/cpu/attention.h"
-#include "kernels/cpu/attention.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/host_memory.h"
 #include "kernels/cpu/isa.h"
-#include "kernels/cpu/sample.h"
 #include "kernels/cpu/sample.h"
 #include "kernels/cpu/thread_team.h"
 #include "kernels/device.h"
@@ -39,8 +37,8 @@ class CpuDevice final : public Device {
   void Linear(const float* in, int rows, const Weight& weight, const Weight* bias, float* out) override;
   void RopeAppend(const float* qkv, std::span<const int32_t> positions, const RopeTable& rope, int num_q_heads, int layer,
                   std::span<const SequenceSlice> slices, const PagedKv& kv, float* q_out) override;
-  void Attention(const float* q, int layer, const AttentionParams& params, std::span<const SequenceSlice> slices, const PagedKv& kv,
-                 float* out) override;
+  void Attention(const float* q, int layer, const AttentionParams& params, std::span<const SequenceSlice> slices,
+                 const PagedKv& kv, float* out) override;
   void GatedSilu(const float* gate_up, int rows, int width, float* out) override;
   void GatherRows(const float* in, std::span<const int32_t> row_ids, int width, float* out) override;
   void Sample(const float* logits, int vocab, std::span<const SampleRow> rows, std::span<SampleResult> results) override;

@@ -21,7 +21,9 @@ struct Activations {
 };
 
 // An odd number of cache lines, so that the rows of a tile fall into different cache sets.
-int64_t PaddedStride(int64_t bytes) { return ((bytes + 63) / 64 | 1) * 64; }
+int64_t PaddedStride(int64_t bytes) {
+  return ((bytes + 63) / 64 | 1) * 64;
+}
 
 Activations Prepare(const GemmKernels& kernels, ThreadTeam& team, GemmScratch& scratch, const float* in, int64_t rows, int64_t k,
                     DType dtype) {
@@ -47,16 +49,21 @@ Activations Prepare(const GemmKernels& kernels, ThreadTeam& team, GemmScratch& s
 
 GemmKernels::Tile TileOf(const GemmKernels& kernels, DType dtype) {
   switch (dtype) {
-    case DType::kF32: return kernels.f32;
-    case DType::kF16: return kernels.f16;
-    case DType::kBF16: return kernels.bf16;
+    case DType::kF32:
+      return kernels.f32;
+    case DType::kF16:
+      return kernels.f16;
+    case DType::kBF16:
+      return kernels.bf16;
   }
   return nullptr;
 }
 
 }  // namespace
 
-void GemmScratch::FreeDeleter::operator()(std::byte* p) const { std::free(p); }
+void GemmScratch::FreeDeleter::operator()(std::byte* p) const {
+  std::free(p);
+}
 
 std::byte* GemmScratch::Reserve(size_t bytes) {
   if (bytes > bytes_) {

@@ -1,4 +1,5 @@
-// Linear on the CPU: the driver that spreads one Linear over the team, in tiles that gemm_kernels.h provides. Called by CpuDevice.
+// Linear on the CPU: the driver that spreads one Linear over the team, in tiles that gemm_kernels.h provides. Called by
+// CpuDevice.
 //
 // Every tile shape sums an output element in the same order (gemm_kernels.h), so a row's result depends neither on the other
 // rows nor on the number of threads.

@@ -13,13 +13,19 @@ namespace {
 
 #if defined(__AVX512F__)
 constexpr int kMaxRows = 12;
-constexpr int VectorsOf(int) { return 2; }
+constexpr int VectorsOf(int) {
+  return 2;
+}
 #elif defined(__AVX2__)
 constexpr int kMaxRows = 6;
-constexpr int VectorsOf(int rows) { return rows <= 2 ? 4 : 2; }
+constexpr int VectorsOf(int rows) {
+  return rows <= 2 ? 4 : 2;
+}
 #else
 constexpr int kMaxRows = 4;
-constexpr int VectorsOf(int rows) { return rows == 1 ? 8 : 2; }
+constexpr int VectorsOf(int rows) {
+  return rows == 1 ? 8 : 2;
+}
 #endif
 
 // Row r of the activations at byte offset 0. Three rows share a base pointer (+ 0, 1, 2 strides is an addressing mode), because
@@ -73,8 +79,12 @@ inline __attribute__((always_inline)) void StoreTile(const Vec (&acc)[MR][NV], c
 
 // --- one k at a time: float32 and float16 weights ------------------------------------------------------------------
 
-inline __attribute__((always_inline)) Vec LoadWeights(const float* p) { return Load(p); }
-inline __attribute__((always_inline)) Vec LoadWeights(const uint16_t* p) { return LoadF16(p); }
+inline __attribute__((always_inline)) Vec LoadWeights(const float* p) {
+  return Load(p);
+}
+inline __attribute__((always_inline)) Vec LoadWeights(const uint16_t* p) {
+  return LoadF16(p);
+}
 
 template <int MR, int NV, typename W>
 void SingleTile(const void* a, int64_t a_stride, const void* packed, int64_t k, const float* bias, float* out, int64_t out_stride,

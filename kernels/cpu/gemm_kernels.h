@@ -3,11 +3,12 @@
 //
 // Layout: output features are cut into panels of 32 columns; a panel holds all of K, padded with zeros:
 //   float32, float16: [K][32]            bfloat16: [ceil(K / 2)][32][2], the pairs that vdpbf16ps takes
-// so the share of a thread is one contiguous stream, for one row (decode) and for many (prefill) alike. It is the same on every ISA.
+// so the share of a thread is one contiguous stream, for one row (decode) and for many (prefill) alike. It is the same on every
+// ISA.
 //
 // Reduction order: an output element is one chain of multiply-adds over k = 0, 1, 2, ... in one float32 accumulator (bfloat16 on
-// avx512_bf16: over pairs, as the instruction defines), then the bias. It is the same chain in every tile shape. It does depend on
-// the ISA: avx2 and avx512 fuse multiply and add, portable does not, vdpbf16ps also flushes subnormals.
+// avx512_bf16: over pairs, as the instruction defines), then the bias. It is the same chain in every tile shape. It does depend
+// on the ISA: avx2 and avx512 fuse multiply and add, portable does not, vdpbf16ps also flushes subnormals.
 #pragma once
 
 #include <stdint.h>
@@ -25,9 +26,10 @@ struct GemmKernels {
   Tile f32 = nullptr;   // a: float32, not padded
   Tile f16 = nullptr;   // a: float32, not padded
   Tile bf16 = nullptr;  // a: what round_bf16 wrote
-  // Rounds a row of k activations to bfloat16 (nearest, ties to even) in the form the bf16 tile reads, with a zero after an odd k.
+  // Rounds a row of k activations to bfloat16 (nearest, ties to even) in the form the bf16 tile reads, with a zero after an odd
+  // k.
   void (*round_bf16)(const float* in, int64_t k, void* out) = nullptr;
-  int bf16_bytes = 0;   // of one rounded activation: 2 (bfloat16) or 4 (its value as float32)
+  int bf16_bytes = 0;  // of one rounded activation: 2 (bfloat16) or 4 (its value as float32)
 };
 
 }  // namespace kvasir

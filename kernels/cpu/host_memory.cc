@@ -62,10 +62,11 @@ uint64_t RlimitHeadroom() {
 
 size_t AvailableMemory() {
   uint64_t least = FieldOf("/proc/meminfo", "MemAvailable", kNoLimit);
-  least = std::min(least, CgroupHeadroom("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat",
-                                         "inactive_file"));
-  least = std::min(least, CgroupHeadroom("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-                                         "/sys/fs/cgroup/memory/memory.stat", "total_inactive_file"));
+  least = std::min(least, CgroupHeadroom("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current",
+                                         "/sys/fs/cgroup/memory.stat", "inactive_file"));
+  least =
+      std::min(least, CgroupHeadroom("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+                                     "/sys/fs/cgroup/memory/memory.stat", "total_inactive_file"));
   return static_cast<size_t>(std::min(least, RlimitHeadroom()));
 }
 
@@ -97,8 +98,9 @@ StatusOr<void*> HostMemory::Allocate(size_t bytes, std::string_view what, bool h
     buffer = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   }
   if (buffer == MAP_FAILED) {
-    return ResourceExhausted("{} needs {} bytes but only {} are available; free memory, raise the container's limit or ask for less",
-                             what, bytes, available);
+    return ResourceExhausted(
+        "{} needs {} bytes but only {} are available; free memory, raise the container's limit or ask for less", what, bytes,
+        available);
   }
   if (huge_pages && mapped >= kHugePage) madvise(buffer, mapped, MADV_HUGEPAGE);  // a hint: failure changes nothing
   promised_ += mapped;

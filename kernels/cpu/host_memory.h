@@ -30,7 +30,7 @@ class HostMemory {
   size_t Available() const;
 
  private:
-  size_t promised_ = 0;  // bytes of the mapped buffers
+  size_t promised_ = 0;                        // bytes of the mapped buffers
   std::unordered_map<void*, size_t> buffers_;  // mapped bytes; 0 = from the heap
 };
 

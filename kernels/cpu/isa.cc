@@ -22,8 +22,10 @@ namespace kvasir {
   extern const GemmKernels kGemmKernels;           \
   extern const SampleKernels kSampleKernels;       \
   }
-#define KVASIR_TABLES(isa) \
-  CpuKernels{#isa, &isa::kGemmKernels, &isa::kAttentionKernels, &isa::kFusedKernels, &isa::kSampleKernels}
+#define KVASIR_TABLES(isa)                                                                       \
+  CpuKernels {                                                                                   \
+#isa, &isa::kGemmKernels, &isa::kAttentionKernels, &isa::kFusedKernels, &isa::kSampleKernels \
+  }
 
 KVASIR_DECLARE_TABLES(portable)
 #if defined(__x86_64__)
@@ -58,10 +60,13 @@ Level DetectLevel() {
   return kAvx512Bf16;
 }
 
-constexpr CpuKernels kTables[] = {KVASIR_TABLES(portable), KVASIR_TABLES(avx2), KVASIR_TABLES(avx512), KVASIR_TABLES(avx512_bf16)};
+constexpr CpuKernels kTables[] = {KVASIR_TABLES(portable), KVASIR_TABLES(avx2), KVASIR_TABLES(avx512),
+                                  KVASIR_TABLES(avx512_bf16)};
 #else
 enum Level { kPortable };
-Level DetectLevel() { return kPortable; }
+Level DetectLevel() {
+  return kPortable;
+}
 constexpr CpuKernels kTables[] = {KVASIR_TABLES(portable)};
 #endif
 

@@ -98,7 +98,9 @@ void PackPanel(std::span<const HostMatrix> parts, int64_t first_row, int columns
 
 }  // namespace
 
-int64_t PanelsOf(int64_t rows) { return (rows + kPanelColumns - 1) / kPanelColumns; }
+int64_t PanelsOf(int64_t rows) {
+  return (rows + kPanelColumns - 1) / kPanelColumns;
+}
 
 int64_t PanelBytes(int64_t cols, DType dtype) {
   const int64_t padded = dtype == DType::kBF16 ? (cols + 1) / 2 * 2 : cols;
@@ -112,7 +114,8 @@ void PackPanels(ThreadTeam& team, std::span<const HostMatrix> parts, DType dtype
   team.ParallelFor(PanelsOf(rows), 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t panel = begin; panel < end; ++panel) {
       const int64_t first = panel * kPanelColumns;
-      PackPanel(parts, first, int(std::min<int64_t>(kPanelColumns, rows - first)), k, dtype, static_cast<std::byte*>(dst) + panel * bytes);
+      PackPanel(parts, first, int(std::min<int64_t>(kPanelColumns, rows - first)), k, dtype,
+                static_cast<std::byte*>(dst) + panel * bytes);
     }
   });
 }
@@ -126,7 +129,8 @@ void PackRows(ThreadTeam& team, const HostMatrix& matrix, DType dtype, void* dst
       return;
     }
     for (int64_t i = begin; i < end; i += kChunk) {
-      ConvertChunk(src + i * from, matrix.dtype, std::min<int64_t>(kChunk, end - i), dtype, static_cast<std::byte*>(dst) + i * to);
+      ConvertChunk(src + i * from, matrix.dtype, std::min<int64_t>(kChunk, end - i), dtype,
+                   static_cast<std::byte*>(dst) + i * to);
     }
   });
 }

@@ -61,9 +61,15 @@ bool Spin(bool patient, Done done) {
 // Layout of state_: generation in the high half; below it finished and joined workers, and bit 31 for a closed region.
 constexpr int kGenerationShift = 32, kFinishedShift = 15;
 constexpr uint64_t kCountMask = 0x7fff, kOneJoined = 1, kOneFinished = 1 << kFinishedShift, kClosed = uint64_t{1} << 31;
-uint64_t GenerationOf(uint64_t state) { return state >> kGenerationShift; }
-uint64_t JoinedOf(uint64_t state) { return state & kCountMask; }
-uint64_t FinishedOf(uint64_t state) { return state >> kFinishedShift & kCountMask; }
+uint64_t GenerationOf(uint64_t state) {
+  return state >> kGenerationShift;
+}
+uint64_t JoinedOf(uint64_t state) {
+  return state & kCountMask;
+}
+uint64_t FinishedOf(uint64_t state) {
+  return state >> kFinishedShift & kCountMask;
+}
 
 // CPUs the cgroup's quota allows, rounded up; 0 when there is no quota. Version 2 first, then version 1.
 int CgroupCpus() {

@@ -40,8 +40,8 @@ class ThreadTeam {
   }
 
   // Calls fn(begin, end, worker) over [0, items) cut in pieces of `grain` (the last one may be shorter). Each worker starts with
-  // its own contiguous share, in order; who is done helps the others. No more than one piece: runs on the caller, nobody is woken.
-  // Which worker gets a piece varies; results must not depend on it.
+  // its own contiguous share, in order; who is done helps the others. No more than one piece: runs on the caller, nobody is
+  // woken. Which worker gets a piece varies; results must not depend on it.
   template <typename F>
   void ParallelFor(int64_t items, int64_t grain, F&& fn) {
     if (items <= 0) return;
@@ -101,7 +101,7 @@ class ThreadTeam {
   alignas(64) std::atomic<int> sleepers_{0};  // workers that sleep or are about to; cleared by who wakes them
   std::atomic<uint32_t> wake_{0};             // futex word of sleeping workers
   std::atomic<bool> caller_sleeps_{false};
-  std::atomic<uint32_t> finish_{0};           // futex word of the sleeping caller
+  std::atomic<uint32_t> finish_{0};  // futex word of the sleeping caller
 };
 
 }  // namespace kvasir

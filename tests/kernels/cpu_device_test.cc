@@ -1,5 +1,5 @@
-// CpuDevice as a Device: its memory, its weights, the ops it does itself, and its failures. Attention, fused ops and sampling have
-// their own tests.
+// CpuDevice as a Device: its memory, its weights, the ops it does itself, and its failures. Attention, fused ops and sampling
+// have their own tests.
 #include "kernels/cpu/cpu_device.h"
 
 #include <gmock/gmock.h>
@@ -24,8 +24,12 @@ __attribute__((noinline)) void* operator new(size_t bytes) {
   if (p == nullptr) std::abort();
   return p;
 }
-__attribute__((noinline)) void operator delete(void* p) noexcept { std::free(p); }
-__attribute__((noinline)) void operator delete(void* p, size_t) noexcept { std::free(p); }
+__attribute__((noinline)) void operator delete(void* p) noexcept {
+  std::free(p);
+}
+__attribute__((noinline)) void operator delete(void* p, size_t) noexcept {
+  std::free(p);
+}
 
 namespace kvasir {
 namespace {
@@ -38,7 +42,9 @@ std::unique_ptr<Device> Cpu(int threads = 2, const std::string& isa = "") {
   return std::move(*device);
 }
 
-float* Floats(Device& device, size_t count) { return static_cast<float*>(*device.Allocate(count * sizeof(float), "a test")); }
+float* Floats(Device& device, size_t count) {
+  return static_cast<float*>(*device.Allocate(count * sizeof(float), "a test"));
+}
 
 std::vector<float> Random(std::mt19937& rng, int64_t count) {
   std::normal_distribution<float> normal;
@@ -98,8 +104,8 @@ TEST(CpuDevice, RefusesImpossibleThreadCounts) {
 
 TEST(CpuDevice, MemoryIsAlignedAndZeroed) {
   auto device = Cpu();
-  for (size_t bytes : {size_t{0}, size_t{1}, size_t{63}, size_t{64}, size_t{65}, size_t{5000}, (size_t{1} << 20) - 1, size_t{1} << 20,
-                       (size_t{3} << 20) + 7}) {
+  for (size_t bytes : {size_t{0}, size_t{1}, size_t{63}, size_t{64}, size_t{65}, size_t{5000}, (size_t{1} << 20) - 1,
+                       size_t{1} << 20, (size_t{3} << 20) + 7}) {
     void* buffer = *device->Allocate(bytes, "a test");
     EXPECT_EQ(reinterpret_cast<uintptr_t>(buffer) % 64, 0u);
     for (size_t i = 0; i < bytes; ++i) ASSERT_EQ(static_cast<char*>(buffer)[i], 0) << i << " of " << bytes;
@@ -153,8 +159,8 @@ TEST(CpuDevice, RefusesWeightsThatMakeNoSense) {
   EXPECT_EQ(device->PackLinear({}, DType::kF32).status().code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(device->PackVector({}).status().code(), StatusCode::kInvalidArgument);
   for (const HostMatrix& bad : {empty, absent, vast}) {
-    for (const Status& status : {device->PackLinear({&bad, 1}, DType::kBF16).status(), device->PackEmbedding(bad, DType::kBF16).status(),
-                                 device->PackVector({&bad, 1}).status()}) {
+    for (const Status& status : {device->PackLinear({&bad, 1}, DType::kBF16).status(),
+                                 device->PackEmbedding(bad, DType::kBF16).status(), device->PackVector({&bad, 1}).status()}) {
       EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
       EXPECT_THAT(Message(status), HasSubstr("'" + bad.name + "'"));
     }
@@ -169,7 +175,8 @@ TEST(CpuDevice, AWeightThatDoesNotFitIsRefused) {
   auto device = Cpu();
   const float value = 1;
   const HostMatrix huge{&value, DType::kF32, int64_t{1} << 20, int64_t{1} << 18, "lm_head"};  // never read
-  for (const Status& status : {device->PackLinear({&huge, 1}, DType::kF32).status(), device->PackEmbedding(huge, DType::kF32).status()}) {
+  for (const Status& status :
+       {device->PackLinear({&huge, 1}, DType::kF32).status(), device->PackEmbedding(huge, DType::kF32).status()}) {
     EXPECT_EQ(status.code(), StatusCode::kResourceExhausted);
     EXPECT_THAT(Message(status), HasSubstr("lm_head"));
   }
@@ -192,7 +199,8 @@ TEST_P(CpuDeviceOps, StackedPartsAreOneWeight) {
       std::vector<std::byte>& bytes = storage.emplace_back(values.size() * SizeOf(from) + 1);
       for (size_t j = 0; j < values.size(); ++j) {
         const uint16_t half = from == DType::kF16 ? F32ToF16(values[j]) : F32ToBF16(values[j]);
-        std::memcpy(bytes.data() + 1 + j * SizeOf(from), from == DType::kF32 ? static_cast<const void*>(&values[j]) : &half, SizeOf(from));
+        std::memcpy(bytes.data() + 1 + j * SizeOf(from), from == DType::kF32 ? static_cast<const void*>(&values[j]) : &half,
+                    SizeOf(from));
       }
       parts.push_back({bytes.data() + 1, from, rows[i], k, "part"});
       biases.push_back({bytes.data() + 1, from, 1, rows[i], "bias"});

@@ -1,4 +1,5 @@
-// Linear on every ISA this machine has: against the definition in double, and bit for bit over row counts, tile shapes and threads.
+// Linear on every ISA this machine has: against the definition in double, and bit for bit over row counts, tile shapes and
+// threads.
 #include "kernels/cpu/gemm.h"
 
 #include <gtest/gtest.h>
@@ -27,9 +28,12 @@ std::vector<float> Random(std::mt19937& rng, int64_t count, float scale = 1.0f) 
 
 float Rounded(float value, DType dtype) {
   switch (dtype) {
-    case DType::kF32: return value;
-    case DType::kF16: return F16ToF32(F32ToF16(value));
-    case DType::kBF16: return BF16ToF32(F32ToBF16(value));
+    case DType::kF32:
+      return value;
+    case DType::kF16:
+      return F16ToF32(F32ToF16(value));
+    case DType::kBF16:
+      return BF16ToF32(F32ToBF16(value));
   }
   return 0;
 }
@@ -60,7 +64,8 @@ class GemmTest : public testing::TestWithParam<Case> {
  protected:
   const GemmKernels& kernels() { return *KernelsFor(GetParam().isa)->gemm; }
 
-  std::vector<float> Linear(ThreadTeam& team, const std::vector<float>& in, int64_t rows, const Weight& weight, const float* bias) {
+  std::vector<float> Linear(ThreadTeam& team, const std::vector<float>& in, int64_t rows, const Weight& weight,
+                            const float* bias) {
     std::vector<float> out(rows * weight.rows + 1, 12345.0f);
     PanelLinear(kernels(), team, scratch_, in.data(), rows, weight, bias, out.data());
     EXPECT_EQ(out.back(), 12345.0f) << "wrote past the end";
@@ -95,10 +100,23 @@ TEST_P(GemmTest, AgreesWithTheDefinition) {
   std::mt19937 rng(20240501);
   for (int threads : {1, 2}) {
     ThreadTeam team(threads);
-    for (const auto [m, n, k] : std::vector<std::array<int64_t, 3>>{{1, 1, 1},     {1, 1, 2},      {2, 1, 3},     {1, 31, 1},   {5, 32, 2},
-                                                                    {3, 33, 1},    {13, 65, 7},    {12, 64, 64},  {25, 172, 64}, {7, 64, 172},
-                                                                    {4, 96, 128},  {3, 288, 288},  {2, 768, 192}, {9, 100, 768}, {6, 40, 1024},
-                                                                    {17, 34, 2048}, {1, 17, 4097}}) {
+    for (const auto [m, n, k] : std::vector<std::array<int64_t, 3>>{{1, 1, 1},
+                                                                    {1, 1, 2},
+                                                                    {2, 1, 3},
+                                                                    {1, 31, 1},
+                                                                    {5, 32, 2},
+                                                                    {3, 33, 1},
+                                                                    {13, 65, 7},
+                                                                    {12, 64, 64},
+                                                                    {25, 172, 64},
+                                                                    {7, 64, 172},
+                                                                    {4, 96, 128},
+                                                                    {3, 288, 288},
+                                                                    {2, 768, 192},
+                                                                    {9, 100, 768},
+                                                                    {6, 40, 1024},
+                                                                    {17, 34, 2048},
+                                                                    {1, 17, 4097}}) {
       ExpectDefinition(rng, team, m, n, k, false);
       ExpectDefinition(rng, team, m, n, k, true);
     }
@@ -164,9 +182,23 @@ TEST_P(GemmTest, NaNAndInfinityStayInTheirRow) {
 }
 
 TEST_P(GemmTest, RoundsActivationsAsTensorSays) {
-  const std::vector<float> special = {0.0f,    -0.0f,     1.0f,    1.00390625f, 1.01171875f, 3.4028235e38f, -3.4028235e38f,
-                                      1e-39f, -1.4e-45f, 1e-41f, 65504.0f,    -1.5f,       std::numeric_limits<float>::infinity(),
-                                      std::numeric_limits<float>::quiet_NaN(), 2.0f, 3.0f, 0.333333f};
+  const std::vector<float> special = {0.0f,
+                                      -0.0f,
+                                      1.0f,
+                                      1.00390625f,
+                                      1.01171875f,
+                                      3.4028235e38f,
+                                      -3.4028235e38f,
+                                      1e-39f,
+                                      -1.4e-45f,
+                                      1e-41f,
+                                      65504.0f,
+                                      -1.5f,
+                                      std::numeric_limits<float>::infinity(),
+                                      std::numeric_limits<float>::quiet_NaN(),
+                                      2.0f,
+                                      3.0f,
+                                      0.333333f};
   for (size_t k = 1; k <= special.size(); ++k) {
     std::vector<std::byte> rounded((k + 1) / 2 * 2 * kernels().bf16_bytes + 1, std::byte{0xcd});
     kernels().round_bf16(special.data(), int64_t(k), rounded.data());
@@ -197,14 +229,16 @@ TEST(Pack, PanelLayoutIsAsDocumented) {
   const int64_t n = 37, k = 5;
   std::vector<float> w(n * k);
   for (size_t i = 0; i < w.size(); ++i) w[i] = float(i % 128);  // exact in every type
-  const Packed f32 = Pack(team, w, n, k, DType::kF32), f16 = Pack(team, w, n, k, DType::kF16), bf16 = Pack(team, w, n, k, DType::kBF16);
+  const Packed f32 = Pack(team, w, n, k, DType::kF32), f16 = Pack(team, w, n, k, DType::kF16),
+               bf16 = Pack(team, w, n, k, DType::kBF16);
   for (int64_t j = 0; j < n; ++j) {
     const int64_t panel = j / 32, column = j % 32;
     for (int64_t i = 0; i < k; ++i) {
       const float value = w[j * k + i];
       EXPECT_EQ(static_cast<const float*>(f32.weight.packed)[(panel * k + i) * 32 + column], value);
       EXPECT_EQ(static_cast<const uint16_t*>(f16.weight.packed)[(panel * k + i) * 32 + column], F32ToF16(value));
-      EXPECT_EQ(static_cast<const uint16_t*>(bf16.weight.packed)[((panel * 3 + i / 2) * 32 + column) * 2 + i % 2], F32ToBF16(value));
+      EXPECT_EQ(static_cast<const uint16_t*>(bf16.weight.packed)[((panel * 3 + i / 2) * 32 + column) * 2 + i % 2],
+                F32ToBF16(value));
     }
     EXPECT_EQ(static_cast<const uint16_t*>(bf16.weight.packed)[((panel * 3 + 2) * 32 + column) * 2 + 1], 0);
   }

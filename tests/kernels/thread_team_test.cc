@@ -124,9 +124,10 @@ TEST(ThreadTeam, ManyTeamsComeAndGo) {
   for (int round = 0; round < 50; ++round) {
     ThreadTeam team(1 + round % 5);
     int first = -1;
-    if (round % 2 == 0) team.Run([&](int worker) {
-      if (worker == 0) first = 0;
-    });
+    if (round % 2 == 0)
+      team.Run([&](int worker) {
+        if (worker == 0) first = 0;
+      });
     EXPECT_EQ(first, round % 2 == 0 ? 0 : -1);
   }
 }
