@@ -1,4 +1,5 @@
-// Counts the heap allocations of each thread by replacing operator new in the program that links it. For benchmarks and tests only.
+// Counts the heap allocations of each thread by replacing operator new in the program that links it. For benchmarks and tests
+// only.
 #pragma once
 
 #include <cstdint>

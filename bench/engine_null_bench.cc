@@ -14,7 +14,8 @@ namespace kvasir {
 namespace {
 
 double NowNanos() {
-  return double(std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count());
+  return double(
+      std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count());
 }
 
 // Time this thread has computed: what other processes take from a busy machine does not count. Too slow for single calls.
@@ -53,11 +54,13 @@ class NullSink : public TokenSink {
 // An engine whose sequences never end by themselves.
 class NullEngine {
  public:
-  NullEngine(int running, int64_t max_waiting) : cache_({.num_blocks = int64_t{running} * 160 + 4096, .block_tokens = 16, .fingerprint = "null"}) {
+  NullEngine(int running, int64_t max_waiting)
+      : cache_({.num_blocks = int64_t{running} * 160 + 4096, .block_tokens = 16, .fingerprint = "null"}) {
     config_.max_step_tokens = std::max(2048, running);
     config_.max_running = running;
     config_.max_waiting = max_waiting;
-    config_.limits = {.vocab_size = 32000, .max_model_len = 32768, .pool_tokens = cache_.config().num_blocks * 16, .block_tokens = 16};
+    config_.limits = {
+        .vocab_size = 32000, .max_model_len = 32768, .pool_tokens = cache_.config().num_blocks * 16, .block_tokens = 16};
     engine_ = std::make_unique<Engine>(config_, &cache_, &executor_, &clock_);
   }
   ValidatedRequest MakeRequest() {
@@ -126,7 +129,8 @@ void QueueCost(const EngineNullOptions& options, std::vector<EngineNullResult>& 
   }
   const double alone = Quantile(times[0], 0.5);
   for (size_t i = 0; i < engines.size(); ++i) {
-    results.push_back(Figure("b2", fmt::format("64 running, {} waiting over 1 waiting", kWaiting[i]), Quantile(times[i], 0.5) / alone, "ratio", 1.05));
+    results.push_back(Figure("b2", fmt::format("64 running, {} waiting over 1 waiting", kWaiting[i]),
+                             Quantile(times[i], 0.5) / alone, "ratio", 1.05));
   }
   // Into and out of a queue of 10,000: the caller's part, and the engine's.
   NullEngine& full = *engines.back();
@@ -229,8 +233,8 @@ std::vector<EngineNullResult> RunEngineNullBench(const EngineNullOptions& option
 }
 
 std::string ToJsonLine(const EngineNullResult& result) {
-  return fmt::format(R"({{"id":"{}","case":"{}","value":{:.4g},"unit":"{}","ceiling":{:.4g},"ratio":{:.4g}}})", result.id, result.case_name,
-                     result.value, result.unit, result.ceiling, result.ratio);
+  return fmt::format(R"({{"id":"{}","case":"{}","value":{:.4g},"unit":"{}","ceiling":{:.4g},"ratio":{:.4g}}})", result.id,
+                     result.case_name, result.value, result.unit, result.ceiling, result.ratio);
 }
 
 }  // namespace kvasir

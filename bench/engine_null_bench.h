@@ -1,5 +1,6 @@
-// The engine's own cost, measured with a model that computes nothing: step, queue, prefix match, allocations, eviction (performance
-// notes 5 b1-b4, b6), in CPU time of the engine's thread. Used by `kvasir bench engine` and by the small program engine_null_bench.
+// The engine's own cost, measured with a model that computes nothing: step, queue, prefix match, allocations, eviction
+// (performance notes 5 b1-b4, b6), in CPU time of the engine's thread. Used by `kvasir bench engine` and by the small program
+// engine_null_bench.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +15,7 @@ struct EngineNullResult {
   std::string id;         // "b1"
   std::string case_name;  // "256 running"
   double value = 0;
-  std::string unit;       // "us/step"
+  std::string unit;  // "us/step"
   double ceiling = 0;
   double ratio = 0;
 };

@@ -199,15 +199,20 @@ StatusOr<RequestId> Engine::Submit(ValidatedRequest request, std::shared_ptr<Tok
   return id;
 }
 
-void Engine::Cancel(RequestId id, int choice) { state_->inbox.Cancel(id, choice); }
+void Engine::Cancel(RequestId id, int choice) {
+  state_->inbox.Cancel(id, choice);
+}
 
-void Engine::ResetPrefixCache() { state_->inbox.ResetCache(); }
+void Engine::ResetPrefixCache() {
+  state_->inbox.ResetCache();
+}
 
 void Engine::Drain(int64_t timeout_micros) {
   State& state = *state_;
   state.inbox.Close(Unavailable("the server is draining; retry on another one"));
-  const Status late = Unavailable("the server is shutting down and the request was not done within the drain timeout of {} s; retry it",
-                                  double(timeout_micros) * 1e-6);
+  const Status late =
+      Unavailable("the server is shutting down and the request was not done within the drain timeout of {} s; retry it",
+                  double(timeout_micros) * 1e-6);
   if (!state.thread.joinable()) {
     const int64_t deadline = state.clock->NowMicros() + timeout_micros;
     while (state.clock->NowMicros() < deadline && state.Step()) {
@@ -250,6 +255,8 @@ bool Engine::Healthy() const {
   return started == 0 || state_->clock->NowMicros() - started <= state_->config.step_deadline_micros;
 }
 
-const EngineConfig& Engine::config() const { return state_->config; }
+const EngineConfig& Engine::config() const {
+  return state_->config;
+}
 
 }  // namespace kvasir

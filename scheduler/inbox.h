@@ -1,6 +1,6 @@
-// Inbox: the one way into the engine, and one of the two objects that threads share. Fronts push from any thread; the engine thread takes
-// all that is there once per step and sleeps here when it has nothing to do. Bounded: what waits here and in the scheduler
-// together never exceeds max_waiting. Every accepted submission is taken exactly once.
+// Inbox: the one way into the engine, and one of the two objects that threads share. Fronts push from any thread; the engine
+// thread takes all that is there once per step and sleeps here when it has nothing to do. Bounded: what waits here and in the
+// scheduler together never exceeds max_waiting. Every accepted submission is taken exactly once.
 #pragma once
 
 #include <atomic>

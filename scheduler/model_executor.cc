@@ -8,7 +8,8 @@ StatusOr<std::unique_ptr<ModelExecutor>> ModelExecutor::Create(Model* model, Dev
                                                                int max_logits_rows) {
   size_t bytes = 0;
   if (num_blocks < 1 || __builtin_mul_overflow(size_t(num_blocks), layout.block_bytes(), &bytes)) {
-    return InvalidArgument("{} KV blocks of {} bytes cannot be allocated; set another number of blocks", num_blocks, layout.block_bytes());
+    return InvalidArgument("{} KV blocks of {} bytes cannot be allocated; set another number of blocks", num_blocks,
+                           layout.block_bytes());
   }
   KVASIR_ASSIGN_OR_RETURN(void* const arena, device->Allocate(bytes, "KV cache"));
   return std::unique_ptr<ModelExecutor>(
@@ -18,7 +19,9 @@ StatusOr<std::unique_ptr<ModelExecutor>> ModelExecutor::Create(Model* model, Dev
 ModelExecutor::ModelExecutor(Model* model, Device* device, KvLayout layout, std::byte* arena, int max_logits_rows)
     : model_(model), device_(device), layout_(layout), arena_(arena), max_logits_rows_(max_logits_rows) {}
 
-ModelExecutor::~ModelExecutor() { device_->Free(arena_); }
+ModelExecutor::~ModelExecutor() {
+  device_->Free(arena_);
+}
 
 Status ModelExecutor::Execute(const StepBatch& batch, StepResult& result) {
   const size_t block_bytes = layout_.block_bytes();

@@ -1,5 +1,5 @@
-// ModelExecutor: computes a step with a real model on a real device. It owns the KV arena: num_blocks extents in one device buffer, where
-// block id b lies at b * block_bytes. Used by Engine on the engine thread; nothing here knows a request.
+// ModelExecutor: computes a step with a real model on a real device. It owns the KV arena: num_blocks extents in one device
+// buffer, where block id b lies at b * block_bytes. Used by Engine on the engine thread; nothing here knows a request.
 #pragma once
 
 #include <memory>

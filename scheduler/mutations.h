@@ -1,26 +1,26 @@
-// Known bugs, for the proof that the simulator finds them: a test target compiles the scheduler with KVASIR_MUTATIONS and switches one on
-// at a time. Everywhere else KVASIR_MUTATED is the constant false and leaves no code behind.
+// Known bugs, for the proof that the simulator finds them: a test target compiles the scheduler with KVASIR_MUTATIONS and
+// switches one on at a time. Everywhere else KVASIR_MUTATED is the constant false and leaves no code behind.
 #pragma once
 
 namespace kvasir {
 
 enum class Mutation : int {
   kNone,
-  kPublishEarly,       // blocks are published when planned, before they are computed
-  kPublishTooFar,      // a block is published one token before it is full
-  kDropSaltOnMatch,    // prefix lookup forgets the tenant
-  kMatchEverything,    // the last token is taken from the cache too: nothing is left to sample from
-  kLeakOnCancel,       // a cancelled choice keeps its blocks
-  kSkipCopy,           // the copy before a write to a shared block is lost
-  kWriteShared,        // a shared block is written without a copy
-  kCounterFromStep,    // the random counter counts samples of the request, not tokens of the choice
-  kStreamZero,         // all choices draw from stream 0
-  kForgetEnd,          // a request cancelled while waiting never gets its kEnd
-  kResumeOffByOne,     // a resumed sequence takes one token more for computed than the cache gave
-  kEndTwice,           // the last choice's end is told twice
+  kPublishEarly,        // blocks are published when planned, before they are computed
+  kPublishTooFar,       // a block is published one token before it is full
+  kDropSaltOnMatch,     // prefix lookup forgets the tenant
+  kMatchEverything,     // the last token is taken from the cache too: nothing is left to sample from
+  kLeakOnCancel,        // a cancelled choice keeps its blocks
+  kSkipCopy,            // the copy before a write to a shared block is lost
+  kWriteShared,         // a shared block is written without a copy
+  kCounterFromStep,     // the random counter counts samples of the request, not tokens of the choice
+  kStreamZero,          // all choices draw from stream 0
+  kForgetEnd,           // a request cancelled while waiting never gets its kEnd
+  kResumeOffByOne,      // a resumed sequence takes one token more for computed than the cache gave
+  kEndTwice,            // the last choice's end is told twice
   kRepeatPromptEvents,  // scores of prompt tokens start over after preemption
-  kForgetRetry,        // a queue whose head did not fit once is never looked at again
-  kLatestFirst,        // the newest waiting request is served first
+  kForgetRetry,         // a queue whose head did not fit once is never looked at again
+  kLatestFirst,         // the newest waiting request is served first
   kCount,
 };
 

@@ -1,5 +1,5 @@
-// Outbox: where the scheduler's events leave. It knows which sinks were touched in a step and tells each of them once when the step ends,
-// also when several requests share a sink. Used by Scheduler on the engine thread.
+// Outbox: where the scheduler's events leave. It knows which sinks were touched in a step and tells each of them once when the
+// step ends, also when several requests share a sink. Used by Scheduler on the engine thread.
 #pragma once
 
 #include <cstdint>

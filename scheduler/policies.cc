@@ -58,7 +58,8 @@ int64_t OwedBlocks(const OwedState& state) {
   if (state.reserve_to_finish && state.unforked_choices > 0) {
     // A fork shares the prompt's full blocks; it needs its own copy of a partial one, and all that follows. So does the parent.
     const int64_t full = state.prompt_tokens / state.block_tokens;
-    owed += state.unforked_choices * (blocks(state.final_tokens) - full) + (state.prompt_tokens % state.block_tokens != 0 ? 1 : 0);
+    owed +=
+        state.unforked_choices * (blocks(state.final_tokens) - full) + (state.prompt_tokens % state.block_tokens != 0 ? 1 : 0);
   }
   return owed;
 }

@@ -1,6 +1,6 @@
-// The scheduler's decisions as small pure functions over plain state: who goes first, who is given up when memory runs out, how many
-// tokens of a step each sequence gets, who may come in, and how long a newcomer would wait. The same state gives the same answer, so a
-// decision can be replayed from a log and tested without an engine. Used by Scheduler and Engine.
+// The scheduler's decisions as small pure functions over plain state: who goes first, who is given up when memory runs out, how
+// many tokens of a step each sequence gets, who may come in, and how long a newcomer would wait. The same state gives the same
+// answer, so a decision can be replayed from a log and tested without an engine. Used by Scheduler and Engine.
 #pragma once
 
 #include <compare>
@@ -13,9 +13,9 @@ namespace kvasir {
 
 // Total order of sequences; smaller runs earlier, takes memory earlier and is given up later.
 struct Rank {
-  uint8_t pinned = 1;     // 0 = was preempted so often that it may not be chosen again while another exists
-  int32_t priority = 0;   // 0 for all under first come, first served
-  uint64_t arrival = 0;   // request id: the order in which the engine accepted them
+  uint8_t pinned = 1;    // 0 = was preempted so often that it may not be chosen again while another exists
+  int32_t priority = 0;  // 0 for all under first come, first served
+  uint64_t arrival = 0;  // request id: the order in which the engine accepted them
   int32_t choice = 0;
   auto operator<=>(const Rank&) const = default;
 };
@@ -37,9 +37,9 @@ int32_t PackTokens(std::span<PackItem> items, const PackLimits& limits);
 
 // Memory admission of one more sequence.
 struct AdmissionState {
-  int running = 0;             // sequences that own KV now
+  int running = 0;  // sequences that own KV now
   int max_running = 0;
-  int new_sequences = 1;       // the newcomer, with the choices it will fork
+  int new_sequences = 1;         // the newcomer, with the choices it will fork
   int64_t available_blocks = 0;  // free or evictable, after the newcomer's prefix hit was pinned
   int64_t promised_blocks = 0;   // what the running ones are still owed
   int64_t needed_blocks = 0;     // what the newcomer is owed, beyond its hit
@@ -52,10 +52,10 @@ bool MayAdmit(const AdmissionState& state);
 struct OwedState {
   int64_t held_blocks = 0;
   int64_t known_tokens = 0;
-  int64_t final_tokens = 0;      // prompt + max_tokens - 1: the slots it can ever fill
+  int64_t final_tokens = 0;  // prompt + max_tokens - 1: the slots it can ever fill
   int64_t prompt_tokens = 0;
-  int unforked_choices = 0;      // choices that will fork from it, beyond the first
-  bool shared_tail = false;      // its next write copies a block first
+  int unforked_choices = 0;  // choices that will fork from it, beyond the first
+  bool shared_tail = false;  // its next write copies a block first
   int block_tokens = 16;
   bool reserve_to_finish = false;
 };

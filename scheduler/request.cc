@@ -8,7 +8,7 @@ namespace {
 
 struct FloatRange {
   const char* field;
-  float SamplingParams::* value;
+  float SamplingParams::*value;
   float low, high;
   bool open_low;  // low itself is refused
   const char* remedy;
@@ -42,8 +42,9 @@ Status CheckInteger(const char* field, int64_t value, int64_t low, int64_t high,
 Status CheckIds(const char* field, std::span<const int32_t> ids, int64_t vocab_size) {
   for (size_t i = 0; i < ids.size(); ++i) {
     if (ids[i] >= 0 && ids[i] < vocab_size) continue;
-    return InvalidArgument("`{}` holds the token id {} at index {} but the vocabulary has ids 0 to {}; send ids of this model's tokenizer",
-                           field, ids[i], i, vocab_size - 1);
+    return InvalidArgument(
+        "`{}` holds the token id {} at index {} but the vocabulary has ids 0 to {}; send ids of this model's tokenizer", field,
+        ids[i], i, vocab_size - 1);
   }
   return OkStatus();
 }
@@ -55,11 +56,13 @@ Status CheckLogitBias(const SamplingParams& sampling, const RequestLimits& limit
   }
   for (const auto& [token, value] : bias) {
     if (token < 0 || token >= limits.vocab_size) {
-      return InvalidArgument("`logit_bias` names the token id {} but the vocabulary has ids 0 to {}; send ids of this model's tokenizer",
-                             token, limits.vocab_size - 1);
+      return InvalidArgument(
+          "`logit_bias` names the token id {} but the vocabulary has ids 0 to {}; send ids of this model's tokenizer", token,
+          limits.vocab_size - 1);
     }
     if (!std::isfinite(value) || value < -100.0f || value > 100.0f) {
-      return InvalidArgument("`logit_bias` of token {} is {} but must be in [-100, 100]; -100 forbids a token in practice", token, value);
+      return InvalidArgument("`logit_bias` of token {} is {} but must be in [-100, 100]; -100 forbids a token in practice", token,
+                             value);
     }
   }
   return OkStatus();
@@ -70,8 +73,8 @@ Status CheckSampling(const SamplingParams& sampling, const RequestLimits& limits
   KVASIR_RETURN_IF_ERROR(CheckInteger("top_k", sampling.top_k, 0, INT32_MAX, "0 turns it off"));
   KVASIR_RETURN_IF_ERROR(
       CheckInteger("logprobs", sampling.num_logprobs, -1, limits.max_logprobs, "leave it out for no log-probabilities"));
-  KVASIR_RETURN_IF_ERROR(
-      CheckInteger("prompt_logprobs", sampling.num_prompt_logprobs, -1, limits.max_logprobs, "leave it out for no log-probabilities"));
+  KVASIR_RETURN_IF_ERROR(CheckInteger("prompt_logprobs", sampling.num_prompt_logprobs, -1, limits.max_logprobs,
+                                      "leave it out for no log-probabilities"));
   KVASIR_RETURN_IF_ERROR(CheckLogitBias(sampling, limits));
   if (int64_t(sampling.allowed_token_ids.size()) > limits.vocab_size) {
     return InvalidArgument("`allowed_token_ids` has {} entries but the vocabulary has only {}; send each id once",
@@ -85,27 +88,32 @@ Status CheckLengths(RequestDraft& draft, const RequestLimits& limits) {
   const int64_t prompt = int64_t(draft.prompt.size());
   if (prompt == 0) return InvalidArgument("`prompt` is empty but must hold at least one token; send some text");
   if (draft.max_tokens && *draft.max_tokens < 1) {
-    return InvalidArgument("`max_tokens` is {} but must be at least 1; leave it out to use the rest of the context", *draft.max_tokens);
+    return InvalidArgument("`max_tokens` is {} but must be at least 1; leave it out to use the rest of the context",
+                           *draft.max_tokens);
   }
   if (prompt >= limits.max_model_len) {
-    return OutOfRange("`prompt` has {} tokens but the context is {} tokens and at least one must be generated; shorten the prompt", prompt,
-                      limits.max_model_len);
+    return OutOfRange(
+        "`prompt` has {} tokens but the context is {} tokens and at least one must be generated; shorten the prompt", prompt,
+        limits.max_model_len);
   }
   const int64_t room = limits.max_model_len - prompt;
   if (draft.max_tokens && *draft.max_tokens > room) {
     return OutOfRange(
-        "`max_tokens` is {} but the prompt has {} tokens and the context is {}, which leaves {}; lower `max_tokens` or shorten the prompt",
+        "`max_tokens` is {} but the prompt has {} tokens and the context is {}, which leaves {}; lower `max_tokens` or shorten "
+        "the prompt",
         *draft.max_tokens, prompt, limits.max_model_len, room);
   }
   // The last generated token is never fed back, so it takes no slot. Rounded to whole blocks, as the pool hands them out.
   const int64_t pool_room = limits.pool_tokens / limits.block_tokens * limits.block_tokens - prompt + 1;
   if (pool_room < 1) {
-    return OutOfRange("`prompt` has {} tokens but the KV pool of this server holds {}; shorten the prompt or give the server more KV memory",
-                      prompt, limits.pool_tokens);
+    return OutOfRange(
+        "`prompt` has {} tokens but the KV pool of this server holds {}; shorten the prompt or give the server more KV memory",
+        prompt, limits.pool_tokens);
   }
   if (draft.max_tokens && *draft.max_tokens > pool_room) {
     return OutOfRange(
-        "`max_tokens` is {} but the prompt has {} tokens and the KV pool of this server holds {}, which leaves {}; lower `max_tokens` or "
+        "`max_tokens` is {} but the prompt has {} tokens and the KV pool of this server holds {}, which leaves {}; lower "
+        "`max_tokens` or "
         "give the server more KV memory",
         *draft.max_tokens, prompt, limits.pool_tokens, pool_room);
   }
@@ -126,8 +134,9 @@ StatusOr<ValidatedRequest> ValidatedRequest::Make(RequestDraft draft, const Requ
   KVASIR_RETURN_IF_ERROR(CheckIds("stop_token_ids", draft.stop_token_ids, limits.vocab_size));
   KVASIR_RETURN_IF_ERROR(CheckSampling(draft.sampling, limits));
   if (draft.priority != 0 && !limits.priority_allowed) {
-    return InvalidArgument("`priority` is {} but this server runs requests in order of arrival; start it with --scheduling-policy priority",
-                           draft.priority);
+    return InvalidArgument(
+        "`priority` is {} but this server runs requests in order of arrival; start it with --scheduling-policy priority",
+        draft.priority);
   }
   KVASIR_RETURN_IF_ERROR(CheckInteger("deadline", draft.deadline_micros, 0, INT64_MAX, "leave it out for no deadline"));
   return ValidatedRequest(std::move(draft));

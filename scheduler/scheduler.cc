@@ -112,10 +112,11 @@ void Scheduler::CommitSequence(Sequence& sequence, int64_t now, std::span<Sample
   const auto broken = [](const SampleResult& result) { return !result.finite; };
   if (std::any_of(samples.begin(), samples.end(), broken) || std::any_of(scores.begin(), scores.end(), broken)) [[unlikely]] {
     // What this row computed is not to be trusted, so it is not published either.
-    EndRequest(request, FinishReason::kError,
-               Internal("the model gave no finite logits for token {} of this request; its weights or its prompt drive it out of range",
-                        sequence.computed + sequence.granted),
-               now);
+    EndRequest(
+        request, FinishReason::kError,
+        Internal("the model gave no finite logits for token {} of this request; its weights or its prompt drive it out of range",
+                 sequence.computed + sequence.granted),
+        now);
     return;
   }
   sequence.computed += sequence.granted;
@@ -132,8 +133,8 @@ void Scheduler::CommitSequence(Sequence& sequence, int64_t now, std::span<Sample
     ++request.next_prompt_event;
   }
   const KvCacheConfig& kv = kv_->config();
-  const int32_t publishable = KVASIR_MUTATED(kPublishTooFar) ? std::min(sequence.computed + 1, int32_t(sequence.tokens.size()))
-                                                             : sequence.computed;
+  const int32_t publishable =
+      KVASIR_MUTATED(kPublishTooFar) ? std::min(sequence.computed + 1, int32_t(sequence.tokens.size())) : sequence.computed;
   if (kv.enable_prefix_caching && publishable / kv.block_tokens > sequence.kv.num_published) {
     kv_->Publish(sequence.kv, sequence.tokens, publishable, request.params->salt);
   }
@@ -221,11 +222,9 @@ void Scheduler::FinishChoice(Request& request, int32_t choice, FinishReason reas
       StopSequence(*closing.sequence);
     }
   }
-  outbox_.Send(request.sink, {.kind = TokenEvent::Kind::kFinished,
-                              .choice = choice,
-                              .time_micros = now,
-                              .reason = reason,
-                              .stop_token = stop_token});
+  outbox_.Send(
+      request.sink,
+      {.kind = TokenEvent::Kind::kFinished, .choice = choice, .time_micros = now, .reason = reason, .stop_token = stop_token});
   if (request.open_choices == 0) {
     SendEnd(request, request.any_finished ? OkStatus() : Cancelled("every choice of the request was cancelled"), now);
   }
@@ -237,8 +236,7 @@ void Scheduler::EndRequest(Request& request, FinishReason reason, const Status& 
     if (choice.sequence != nullptr && choice.sequence->place != Sequence::Place::kDone) StopSequence(*choice.sequence);
     if (!choice.open) continue;
     choice.open = false;
-    outbox_.Send(request.sink,
-                 {.kind = TokenEvent::Kind::kFinished, .choice = int32_t(i), .time_micros = now, .reason = reason});
+    outbox_.Send(request.sink, {.kind = TokenEvent::Kind::kFinished, .choice = int32_t(i), .time_micros = now, .reason = reason});
   }
   request.open_choices = 0;
   SendEnd(request, status, now);
@@ -256,7 +254,8 @@ void Scheduler::SendEnd(Request& request, const Status& status, int64_t now) {
   if (!(KVASIR_MUTATED(kForgetEnd) && !request.started)) {
     outbox_.Send(request.sink, {.kind = TokenEvent::Kind::kEnd, .time_micros = now, .status = status});
   }
-  if (KVASIR_MUTATED(kEndTwice)) outbox_.Send(request.sink, {.kind = TokenEvent::Kind::kEnd, .time_micros = now, .status = status});
+  if (KVASIR_MUTATED(kEndTwice))
+    outbox_.Send(request.sink, {.kind = TokenEvent::Kind::kEnd, .time_micros = now, .status = status});
   outbox_.Release(request.sink);
   request.sink = nullptr;
   if (request.params->deadline_micros > 0) deadlines_.erase({request.params->deadline_micros, request.id});
@@ -269,7 +268,8 @@ void Scheduler::SendEnd(Request& request, const Status& status, int64_t now) {
 void Scheduler::StopSequence(Sequence& sequence) {
   if (sequence.place == Sequence::Place::kWaiting) waiting_.erase({sequence.rank, &sequence});
   if (sequence.place == Sequence::Place::kRunning) done_in_running_ = true;
-  if (!(KVASIR_MUTATED(kLeakOnCancel) && sequence.tokens.size() < size_t(sequence.request->final_size()))) kv_->Release(sequence.kv);
+  if (!(KVASIR_MUTATED(kLeakOnCancel) && sequence.tokens.size() < size_t(sequence.request->final_size())))
+    kv_->Release(sequence.kv);
   sequence.place = Sequence::Place::kDone;
   if (!KVASIR_MUTATED(kForgetRetry)) admission_blocked_ = false;
 }

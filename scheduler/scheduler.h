@@ -1,10 +1,10 @@
-// Scheduler: decides what each step computes and keeps every request's state. Two stages: memory admission (may this sequence own the KV
-// it needs) and token packing (who gets how many tokens of the step's budget); the rules are the pure functions of policies.h.
-// Used by Engine on the engine thread; it knows no thread, no clock and no model.
+// Scheduler: decides what each step computes and keeps every request's state. Two stages: memory admission (may this sequence own
+// the KV it needs) and token packing (who gets how many tokens of the step's budget); the rules are the pure functions of
+// policies.h. Used by Engine on the engine thread; it knows no thread, no clock and no model.
 //
-// A step is a transaction: Schedule plans it and reserves its KV, the executor computes it, Commit applies it. Preemption adds no path: the
-// victim's full blocks are published already, its references are dropped, and resuming it is Match over its prompt and generated tokens.
-// Every accepted request gets exactly one kEnd.
+// A step is a transaction: Schedule plans it and reserves its KV, the executor computes it, Commit applies it. Preemption adds no
+// path: the victim's full blocks are published already, its references are dropped, and resuming it is Match over its prompt and
+// generated tokens. Every accepted request gets exactly one kEnd.
 #pragma once
 
 #include <set>
@@ -85,11 +85,11 @@ class Scheduler {
   std::vector<Sequence*> running_;                                    // by rank
   std::set<WaitEntry> waiting_;                                       // by rank
   std::set<std::pair<int64_t, RequestId>> deadlines_;
-  std::vector<PackItem> pack_;          // parallel to running_ while planning
-  std::vector<Sequence*> scheduled_;    // of the step in flight, in batch order
-  std::vector<Sequence*> forks_;        // made by the commit in progress, not yet placed
-  bool done_in_running_ = false;        // running_ holds sequences that are done
-  bool admission_blocked_ = false;      // the head of the queue did not fit; nothing was given back since
+  std::vector<PackItem> pack_;        // parallel to running_ while planning
+  std::vector<Sequence*> scheduled_;  // of the step in flight, in batch order
+  std::vector<Sequence*> forks_;      // made by the commit in progress, not yet placed
+  bool done_in_running_ = false;      // running_ holds sequences that are done
+  bool admission_blocked_ = false;    // the head of the queue did not fit; nothing was given back since
   const Sequence* blocked_head_ = nullptr;
   int blocked_steps_ = 0;
   EngineStats counters_;

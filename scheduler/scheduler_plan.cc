@@ -13,7 +13,9 @@ constexpr int kRetryBlockedEvery = 32;
 
 constexpr int32_t kReservedTokens = 4096;
 
-int32_t Remaining(const Sequence& sequence) { return int32_t(sequence.tokens.size()) - sequence.computed; }
+int32_t Remaining(const Sequence& sequence) {
+  return int32_t(sequence.tokens.size()) - sequence.computed;
+}
 
 }  // namespace
 

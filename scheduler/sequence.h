@@ -1,7 +1,8 @@
-// Run state of a request and of its choices, as the scheduler keeps it. Plain data, owned by Scheduler, touched on the engine thread only.
+// Run state of a request and of its choices, as the scheduler keeps it. Plain data, owned by Scheduler, touched on the engine
+// thread only.
 //
-// A request starts as one sequence (its root). When the prompt is computed, the root forks into one sequence per open choice; from
-// then on each choice runs, waits and is preempted on its own.
+// A request starts as one sequence (its root). When the prompt is computed, the root forks into one sequence per open choice;
+// from then on each choice runs, waits and is preempted on its own.
 #pragma once
 
 #include <cstdint>
@@ -28,16 +29,16 @@ struct Sequence {
   const int32_t* end_ids = nullptr;  // of the request, sorted
   int32_t num_end_ids = 0;
   int32_t prompt_size = 0;
-  int32_t final_size = 0;    // prompt + max_tokens
-  int32_t min_size = 0;      // prompt + min_tokens: end ids are suppressed until then
+  int32_t final_size = 0;  // prompt + max_tokens
+  int32_t min_size = 0;    // prompt + min_tokens: end ids are suppressed until then
   int32_t choice = 0;
-  int32_t computed = 0;      // leading tokens whose KV lies in slots
-  int32_t granted = 0;       // tokens to compute in the step being planned
+  int32_t computed = 0;  // leading tokens whose KV lies in slots
+  int32_t granted = 0;   // tokens to compute in the step being planned
   int32_t preemptions = 0;
   Place place = Place::kWaiting;
   bool scores_prompt = false;
-  bool forked = false;       // samples for itself alone; a root samples for all choices of its request
-  bool shared_tail = false;  // the last, partial block is shared with another choice until the next write
+  bool forked = false;          // samples for itself alone; a root samples for all choices of its request
+  bool shared_tail = false;     // the last, partial block is shared with another choice until the next write
   std::vector<int32_t> tokens;  // prompt + generated; filled when the sequence is first considered for a step
   SequenceKv kv;
   Rank rank;
@@ -56,17 +57,17 @@ struct Request {
   RequestId id;
   ValidatedRequest params;
   SinkEntry* sink = nullptr;
-  std::vector<Choice> choices;         // [n]
+  std::vector<Choice> choices;  // [n]
   int32_t open_choices = 0;
-  bool any_finished = false;           // a choice ended by itself: then the end is OK though others were cancelled
-  bool started = false;                // kStarted was sent
-  bool admitted = false;               // was put into a step
-  bool counted = false;                // the prefix cache's statistics have seen it
-  bool ended = false;                  // kEnd was sent
+  bool any_finished = false;  // a choice ended by itself: then the end is OK though others were cancelled
+  bool started = false;       // kStarted was sent
+  bool admitted = false;      // was put into a step
+  bool counted = false;       // the prefix cache's statistics have seen it
+  bool ended = false;         // kEnd was sent
   int32_t cached_tokens = 0;
-  int32_t next_prompt_event = 1;       // index of the next prompt token to score (prompt_logprobs)
+  int32_t next_prompt_event = 1;  // index of the next prompt token to score (prompt_logprobs)
   int64_t scheduled_micros = 0;
-  std::vector<int32_t> end_ids;        // sorted: ids that end a choice
+  std::vector<int32_t> end_ids;  // sorted: ids that end a choice
 
   std::span<const int32_t> prompt() const { return params->prompt; }
   int32_t prompt_size() const { return int32_t(params->prompt.size()); }

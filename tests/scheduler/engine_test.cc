@@ -1,4 +1,5 @@
-// The engine step by step on a virtual clock: what each request is told, in order, in the situations that the simulator meets by chance.
+// The engine step by step on a virtual clock: what each request is told, in order, in the situations that the simulator meets by
+// chance.
 #include "scheduler/engine.h"
 
 #include "gtest/gtest.h"
@@ -37,6 +38,7 @@ class EngineTest : public testing::Test {
     config_.limits = {.vocab_size = 1000, .max_model_len = 200, .block_tokens = 4, .priority_allowed = true};
   }
   void Build(int64_t num_blocks) {
+    engine_.reset();  // before what it uses
     kv_ = std::make_unique<KvCache>(KvCacheConfig{.num_blocks = num_blocks, .block_tokens = 4, .fingerprint = "t"});
     executor_ = std::make_unique<ShadowExecutor>(num_blocks, 4, 1000, &clock_, 1);
     config_.limits.pool_tokens = num_blocks * 4;
@@ -271,7 +273,8 @@ TEST_F(EngineTest, AFullQueueAnswersAtOnceWithRetryAfter) {
   Submit(Draft(4, 4), sink);
   Submit(Draft(4, 4), std::make_shared<Recorder>());
   int retry_after = 0;
-  const auto third = engine_->Submit(*ValidatedRequest::Make(Draft(4, 4), config_.limits), std::make_shared<Recorder>(), &retry_after);
+  const auto third =
+      engine_->Submit(*ValidatedRequest::Make(Draft(4, 4), config_.limits), std::make_shared<Recorder>(), &retry_after);
   EXPECT_TRUE(absl::IsResourceExhausted(third.status()));
   EXPECT_GE(retry_after, 1);
   EXPECT_LE(retry_after, 60);

@@ -1,5 +1,5 @@
-// The engine on its own thread with many callers: every accepted request gets exactly one end, whoever submits, cancels, drains or
-// destroys meanwhile. Run it under TSan.
+// The engine on its own thread with many callers: every accepted request gets exactly one end, whoever submits, cancels, drains
+// or destroys meanwhile. Run it under TSan.
 #include <atomic>
 #include <functional>
 #include <mutex>

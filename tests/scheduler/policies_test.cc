@@ -56,7 +56,8 @@ TEST(PackTest, NeverOverBudgetAndNothingLeftIdle) {
 }
 
 TEST(AdmissionTest, CountsWhatIsPromisedToOthers) {
-  AdmissionState state = {.running = 2, .max_running = 4, .available_blocks = 20, .promised_blocks = 8, .needed_blocks = 10, .total_blocks = 64};
+  AdmissionState state = {
+      .running = 2, .max_running = 4, .available_blocks = 20, .promised_blocks = 8, .needed_blocks = 10, .total_blocks = 64};
   EXPECT_TRUE(MayAdmit(state));
   state.needed_blocks = 11;  // the two running ones' next blocks would be gone
   EXPECT_FALSE(MayAdmit(state));
@@ -79,8 +80,14 @@ TEST(OwedTest, ForksShareFullBlocksOfThePromptOnly) {
   OwedState state = {.known_tokens = 20, .final_tokens = 40, .prompt_tokens = 20, .unforked_choices = 2, .block_tokens = 16};
   EXPECT_EQ(OwedBlocks(state), 2);
   state.reserve_to_finish = true;
-  EXPECT_EQ(OwedBlocks(state), 3 + 2 * 2 + 1);  // one's own; two forks with all but the full block; the parent's copy of the partial one
-  state = {.held_blocks = 2, .known_tokens = 20, .final_tokens = 40, .prompt_tokens = 20, .shared_tail = true, .block_tokens = 16,
+  EXPECT_EQ(OwedBlocks(state),
+            3 + 2 * 2 + 1);  // one's own; two forks with all but the full block; the parent's copy of the partial one
+  state = {.held_blocks = 2,
+           .known_tokens = 20,
+           .final_tokens = 40,
+           .prompt_tokens = 20,
+           .shared_tail = true,
+           .block_tokens = 16,
            .reserve_to_finish = true};
   EXPECT_EQ(3 * OwedBlocks(state), 6) << "after the fork the three together are owed no more than was promised";
 }

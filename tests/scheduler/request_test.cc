@@ -11,8 +11,14 @@ namespace kvasir {
 namespace {
 
 RequestLimits SomeLimits() {
-  return {.vocab_size = 100, .max_model_len = 64, .pool_tokens = 48, .block_tokens = 16, .max_n = 8, .max_logprobs = 20,
-          .max_stop_token_ids = 4, .max_logit_bias = 3};
+  return {.vocab_size = 100,
+          .max_model_len = 64,
+          .pool_tokens = 48,
+          .block_tokens = 16,
+          .max_n = 8,
+          .max_logprobs = 20,
+          .max_stop_token_ids = 4,
+          .max_logit_bias = 3};
 }
 
 RequestDraft SomeDraft() {
@@ -63,10 +69,22 @@ const BadCase kBadCases[] = {
     {"LogprobsTooMany", "logprobs", [](RequestDraft& d) { d.sampling.num_logprobs = 21; }},
     {"PromptLogprobsTooMany", "prompt_logprobs", [](RequestDraft& d) { d.sampling.num_prompt_logprobs = 21; }},
     {"PromptLogprobsLow", "prompt_logprobs", [](RequestDraft& d) { d.sampling.num_prompt_logprobs = -2; }},
-    {"BiasTooMany", "logit_bias", [](RequestDraft& d) { d.sampling.logit_bias.assign(4, {1, 1.0f}); }},
-    {"BiasIdOutside", "logit_bias", [](RequestDraft& d) { d.sampling.logit_bias = {{100, 1.0f}}; }},
-    {"BiasTooBig", "logit_bias", [](RequestDraft& d) { d.sampling.logit_bias = {{1, 100.5f}}; }},
-    {"BiasNan", "logit_bias", [](RequestDraft& d) { d.sampling.logit_bias = {{1, kNan}}; }},
+    {"BiasTooMany", "logit_bias",
+     [](RequestDraft& d) {
+       d.sampling.logit_bias.assign(4, {1, 1.0f});
+     }},
+    {"BiasIdOutside", "logit_bias",
+     [](RequestDraft& d) {
+       d.sampling.logit_bias = {{100, 1.0f}};
+     }},
+    {"BiasTooBig", "logit_bias",
+     [](RequestDraft& d) {
+       d.sampling.logit_bias = {{1, 100.5f}};
+     }},
+    {"BiasNan", "logit_bias",
+     [](RequestDraft& d) {
+       d.sampling.logit_bias = {{1, kNan}};
+     }},
     {"AllowedOutside", "allowed_token_ids", [](RequestDraft& d) { d.sampling.allowed_token_ids = {-5}; }},
     {"AllowedTooMany", "allowed_token_ids", [](RequestDraft& d) { d.sampling.allowed_token_ids.assign(101, 1); }},
     {"PriorityNotServed", "priority", [](RequestDraft& d) { d.priority = 1; }},
@@ -84,7 +102,8 @@ TEST_P(BadRequestTest, IsRefusedByName) {
   EXPECT_THAT(Message(made.status()), testing::StartsWith("`" + std::string(GetParam().field) + "`"));
 }
 
-INSTANTIATE_TEST_SUITE_P(All, BadRequestTest, testing::ValuesIn(kBadCases), [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(All, BadRequestTest, testing::ValuesIn(kBadCases),
+                         [](const auto& info) { return std::string(info.param.name); });
 
 TEST(RequestTest, EdgesAreAccepted) {
   RequestDraft draft = SomeDraft();

@@ -1,6 +1,7 @@
-// ShadowExecutor: a model without numbers. Every KV slot holds where it came from (tenant, position, token, and the hash of the whole text up to
-// it) instead of floats; "attention" checks that a sequence's block table yields exactly its own text, and the sampled token is a
-// hash of that text. So a wrong, stale, foreign or torn block is a reported failure and a wrong token too. Used by the simulator.
+// ShadowExecutor: a model without numbers. Every KV slot holds where it came from (tenant, position, token, and the hash of the
+// whole text up to it) instead of floats; "attention" checks that a sequence's block table yields exactly its own text, and the
+// sampled token is a hash of that text. So a wrong, stale, foreign or torn block is a reported failure and a wrong token too.
+// Used by the simulator.
 #pragma once
 
 #include <cstdint>
@@ -18,9 +19,12 @@ namespace kvasir {
 
 uint64_t Mix(uint64_t a, uint64_t b);
 uint64_t ChainRoot(uint32_t tenant);
-inline uint64_t ChainNext(uint64_t chain, int32_t token) { return Mix(chain, uint64_t(uint32_t(token)) + 1); }
+inline uint64_t ChainNext(uint64_t chain, int32_t token) {
+  return Mix(chain, uint64_t(uint32_t(token)) + 1);
+}
 // The next token of a text: a pure function of text, seed, choice and index. Suppressed ids are stepped over.
-int32_t ShadowToken(uint64_t chain, uint64_t seed, uint64_t stream, uint64_t counter, int32_t vocab, std::span<const int32_t> suppressed);
+int32_t ShadowToken(uint64_t chain, uint64_t seed, uint64_t stream, uint64_t counter, int32_t vocab,
+                    std::span<const int32_t> suppressed);
 float ShadowScore(uint64_t chain, int32_t token);  // stands for a log-probability
 
 // What the executor may know of a request, to check its slots.

@@ -1,5 +1,5 @@
-// The proof of the tester: the scheduler is compiled once more with known bugs behind a switch, and the simulator must find each within
-// 2,000 seeds. A bug may also show as a failed check (abort); so each runs in a child process.
+// The proof of the tester: the scheduler is compiled once more with known bugs behind a switch, and the simulator must find each
+// within 2,000 seeds. A bug may also show as a failed check (abort); so each runs in a child process.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -66,7 +66,8 @@ TEST_P(SimulationMutationTest, IsFound) {
   ASSERT_EQ(waitpid(child, &status, 0), child);
   const bool found = WIFSIGNALED(status) || (WIFEXITED(status) && WEXITSTATUS(status) != kNotFound);
   EXPECT_TRUE(found) << GetParam().name << " was not found in " << kSeeds << " seeds";
-  std::printf("%s: found by seed %llu%s\n", GetParam().name, (unsigned long long)last, WIFSIGNALED(status) ? " (a check failed)" : "");
+  std::printf("%s: found by seed %llu%s\n", GetParam().name, (unsigned long long)last,
+              WIFSIGNALED(status) ? " (a check failed)" : "");
 }
 
 INSTANTIATE_TEST_SUITE_P(All, SimulationMutationTest, testing::ValuesIn(kMutations),

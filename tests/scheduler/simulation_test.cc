@@ -32,9 +32,11 @@ uint64_t FromEnvironment(const char* name, uint64_t otherwise) {
 }
 
 struct Totals {
-  int64_t steps = 0, accepted = 0, preemptions = 0, hit_tokens = 0, copied_blocks = 0, tokens = 0, cancelled = 0, failed = 0, rejected = 0;
+  int64_t steps = 0, accepted = 0, preemptions = 0, hit_tokens = 0, copied_blocks = 0, tokens = 0, cancelled = 0, failed = 0,
+          rejected = 0;
   void Add(const SimulationOutcome& o) {
-    steps += o.steps, accepted += o.accepted, preemptions += o.preemptions, hit_tokens += o.hit_tokens, copied_blocks += o.copied_blocks;
+    steps += o.steps, accepted += o.accepted, preemptions += o.preemptions, hit_tokens += o.hit_tokens,
+        copied_blocks += o.copied_blocks;
     tokens += o.tokens, cancelled += o.cancelled, failed += o.failed, rejected += o.rejected;
   }
 };
@@ -61,7 +63,8 @@ TEST(SimulationTest, EveryInvariantHoldsInEveryWorld) {
       mine.Add(outcome);
       // I16: one in a hundred again, which must go the same way event by event.
       std::string failure = outcome.failure;
-      if (seed % 100 == 0 && RunSimulation(seed).event_hash != outcome.event_hash) failure += " I16: a second run went another way";
+      if (seed % 100 == 0 && RunSimulation(seed).event_hash != outcome.event_hash)
+        failure += " I16: a second run went another way";
       if (failure.empty()) continue;
       std::lock_guard lock(mutex);
       if (++failures <= 5) ADD_FAILURE() << "KVASIR_SIM_SEED=" << seed << ": " << failure;
@@ -75,11 +78,12 @@ TEST(SimulationTest, EveryInvariantHoldsInEveryWorld) {
   std::vector<std::thread> threads;
   for (unsigned i = 0; i < std::max(1u, std::thread::hardware_concurrency()); ++i) threads.emplace_back(work);
   for (std::thread& thread : threads) thread.join();
-  std::printf("%llu worlds: %lld steps, %lld requests, %lld tokens, %lld preemptions, %lld hit tokens, %lld copies, %lld cancelled, "
-              "%lld failed, %lld rejected\n",
-              (unsigned long long)seeds, (long long)totals.steps, (long long)totals.accepted, (long long)totals.tokens,
-              (long long)totals.preemptions, (long long)totals.hit_tokens, (long long)totals.copied_blocks, (long long)totals.cancelled,
-              (long long)totals.failed, (long long)totals.rejected);
+  std::printf(
+      "%llu worlds: %lld steps, %lld requests, %lld tokens, %lld preemptions, %lld hit tokens, %lld copies, %lld cancelled, "
+      "%lld failed, %lld rejected\n",
+      (unsigned long long)seeds, (long long)totals.steps, (long long)totals.accepted, (long long)totals.tokens,
+      (long long)totals.preemptions, (long long)totals.hit_tokens, (long long)totals.copied_blocks, (long long)totals.cancelled,
+      (long long)totals.failed, (long long)totals.rejected);
   if (seeds < 1000) return;
   // The worlds must reach the places that matter.
   EXPECT_GT(totals.preemptions, 0);

@@ -29,7 +29,7 @@ struct SimRequest {
   bool started = false, ended = false;
   bool cancel_all = false;
   std::vector<bool> cancel_choice;
-  std::vector<int32_t> told;       // tokens per choice
+  std::vector<int32_t> told;  // tokens per choice
   std::vector<bool> finished, naturally;
   size_t prompt_events = 1;
   bool owes_step_end = false;
@@ -156,9 +156,8 @@ std::vector<int32_t> World::MakePrompt() {
 RequestDraft World::MakeDraft() {
   RequestDraft draft;
   draft.prompt = MakePrompt();
-  const int64_t room =
-      std::max<int64_t>(1, std::min(config_.limits.max_model_len - int64_t(draft.prompt.size()),
-                                    config_.limits.pool_tokens - int64_t(draft.prompt.size()) + 1));
+  const int64_t room = std::max<int64_t>(1, std::min(config_.limits.max_model_len - int64_t(draft.prompt.size()),
+                                                     config_.limits.pool_tokens - int64_t(draft.prompt.size()) + 1));
   if (rng_.Chance(0.9)) draft.max_tokens = rng_.Between(1, rng_.Chance(0.7) ? std::min<int64_t>(room, 12) : room);
   if (rng_.Chance(0.3)) draft.min_tokens = rng_.Between(0, draft.max_tokens.value_or(room));
   if (do_forks_ && rng_.Chance(0.4)) draft.n = rng_.Between(2, rng_.Chance(0.2) ? 16 : 4);
@@ -179,7 +178,8 @@ void World::Predict(SimRequest& request) const {
     OracleChoice& oracle = request.oracle.emplace_back();
     uint64_t text = chain;
     for (int64_t i = 0; i < *draft.max_tokens; ++i) {
-      const std::span<const int32_t> suppressed = i < draft.min_tokens ? std::span<const int32_t>(request.end_ids) : std::span<const int32_t>();
+      const std::span<const int32_t> suppressed =
+          i < draft.min_tokens ? std::span<const int32_t>(request.end_ids) : std::span<const int32_t>();
       const int32_t token = ShadowToken(text, draft.sampling.seed, uint64_t(choice), uint64_t(i), vocab_, suppressed);
       oracle.tokens.push_back(token);
       text = ChainNext(text, token);
@@ -243,7 +243,8 @@ void World::CancelSomething() {
 // --- what the engine tells ----------------------------------------------------------------------------------------------
 
 void World::OnEvent(SimRequest& request, TokenEvent&& event) {
-  hash_ = Mix(hash_, Mix(request.id, uint64_t(event.kind) << 40 | uint64_t(uint32_t(event.choice)) << 32 | uint32_t(event.sample.token)));
+  hash_ = Mix(
+      hash_, Mix(request.id, uint64_t(event.kind) << 40 | uint64_t(uint32_t(event.choice)) << 32 | uint32_t(event.sample.token)));
   hash_ = Mix(hash_, uint64_t(event.time_micros));
   request.owes_step_end = true;
   if (request.ended) return Report(fmt::format("I7: an event after the end of request {}", request.id));
@@ -259,7 +260,8 @@ void World::OnEvent(SimRequest& request, TokenEvent&& event) {
       return;
     case TokenEvent::Kind::kPrompt: {
       const size_t i = request.prompt_events++;
-      if (request.draft.sampling.num_prompt_logprobs < 0 || i >= request.draft.prompt.size()) return Report("a prompt score too many");
+      if (request.draft.sampling.num_prompt_logprobs < 0 || i >= request.draft.prompt.size())
+        return Report("a prompt score too many");
       const int32_t token = request.draft.prompt[i];
       if (event.sample.token != token || event.sample.logprob != ShadowScore(request.prompt_chain[i - 1], token)) {
         Report(fmt::format("I6: request {} got a wrong score for prompt token {}", request.id, i));
@@ -273,8 +275,8 @@ void World::OnEvent(SimRequest& request, TokenEvent&& event) {
       ++told_tokens_;
       if (!request.started || request.finished[choice]) Report(fmt::format("request {}: a token outside its run", request.id));
       if (i >= oracle.tokens.size() || event.sample.token != oracle.tokens[i]) {
-        Report(fmt::format("I6: request {} choice {} token {} is {} but alone it is {}", request.id, choice, i, event.sample.token,
-                           i < oracle.tokens.size() ? oracle.tokens[i] : -1));
+        Report(fmt::format("I6: request {} choice {} token {} is {} but alone it is {}", request.id, choice, i,
+                           event.sample.token, i < oracle.tokens.size() ? oracle.tokens[i] : -1));
       }
       return;
     }
@@ -296,16 +298,19 @@ void World::CheckFinished(SimRequest& request, const TokenEvent& event) {
     case FinishReason::kStop:
     case FinishReason::kLength:
       request.naturally[choice] = true;
-      if (event.reason != oracle.reason || event.stop_token != oracle.stop_token || request.told[choice] != int32_t(oracle.tokens.size())) {
-        Report(fmt::format("I6: request {} choice {} finished after {} tokens, alone after {}", request.id, choice, request.told[choice],
-                           oracle.tokens.size()));
+      if (event.reason != oracle.reason || event.stop_token != oracle.stop_token ||
+          request.told[choice] != int32_t(oracle.tokens.size())) {
+        Report(fmt::format("I6: request {} choice {} finished after {} tokens, alone after {}", request.id, choice,
+                           request.told[choice], oracle.tokens.size()));
       }
       if (request.draft.sampling.num_prompt_logprobs >= 0 && request.prompt_events != request.draft.prompt.size()) {
-        Report(fmt::format("request {} finished with {} of {} prompt scores", request.id, request.prompt_events, request.draft.prompt.size()));
+        Report(fmt::format("request {} finished with {} of {} prompt scores", request.id, request.prompt_events,
+                           request.draft.prompt.size()));
       }
       return;
     case FinishReason::kCancelled:
-      if (!request.cancel_all && !request.cancel_choice[choice]) Report(fmt::format("request {} was cancelled by nobody", request.id));
+      if (!request.cancel_all && !request.cancel_choice[choice])
+        Report(fmt::format("request {} was cancelled by nobody", request.id));
       return;
     case FinishReason::kError:
       return;
@@ -366,7 +371,8 @@ void World::AfterStep() {
     }
     Report("I1-I3: " + why);
   }
-  if (stats.kv.free_blocks + stats.kv.cached_blocks + stats.kv.used_blocks != kv_config_.num_blocks) Report("I1: blocks are missing");
+  if (stats.kv.free_blocks + stats.kv.cached_blocks + stats.kv.used_blocks != kv_config_.num_blocks)
+    Report("I1: blocks are missing");
   if (stats.running > config_.max_running) Report(fmt::format("{} run, the limit is {}", stats.running, config_.max_running));
   if (config_.reserve_to_finish && !do_forks_ && stats.preemptions > 0) Report("preempted under reserve_to_finish");
   if (stats.generated_tokens != told_tokens_) Report("I12: tokens counted and told differ");
@@ -401,7 +407,8 @@ void World::RunOps() {
 // I10: when nothing new comes, all that was accepted ends within a bounded number of steps.
 void World::RunToQuiet() {
   int64_t work = 100;
-  for (const auto& request : requests_) work += int64_t(request->draft.prompt.size()) + *request->draft.max_tokens * request->draft.n;
+  for (const auto& request : requests_)
+    work += int64_t(request->draft.prompt.size()) + *request->draft.max_tokens * request->draft.n;
   const int64_t limit = steps_ + work * (config_.max_preemptions + 2);
   while (failure_.empty() && Step()) {
     if (steps_ > limit) Report(fmt::format("I10: not done after {} steps", steps_));
@@ -450,6 +457,8 @@ SimulationOutcome World::Run() {
 
 }  // namespace
 
-SimulationOutcome RunSimulation(uint64_t seed) { return World(seed).Run(); }
+SimulationOutcome RunSimulation(uint64_t seed) {
+  return World(seed).Run();
+}
 
 }  // namespace kvasir
