@@ -7,9 +7,13 @@
 
 namespace kvasir {
 
-Secret::Secret(std::string_view key) { SHA256(reinterpret_cast<const unsigned char*>(key.data()), key.size(), digest_.data()); }
+Secret::Secret(std::string_view key) {
+  SHA256(reinterpret_cast<const unsigned char*>(key.data()), key.size(), digest_.data());
+}
 
-bool Secret::Matches(const Secret& other) const { return CRYPTO_memcmp(digest_.data(), other.digest_.data(), digest_.size()) == 0; }
+bool Secret::Matches(const Secret& other) const {
+  return CRYPTO_memcmp(digest_.data(), other.digest_.data(), digest_.size()) == 0;
+}
 
 std::string Secret::TenantName() const {
   // A digest of the digest: the name may show up in places where the digest itself should not.

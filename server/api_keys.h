@@ -1,4 +1,5 @@
-// API keys: who may ask. Keys are kept as SHA-256 digests only; a candidate is compared with every key in constant time. Used by both fronts.
+// API keys: who may ask. Keys are kept as SHA-256 digests only; a candidate is compared with every key in constant time. Used by
+// both fronts.
 #pragma once
 
 #include <array>

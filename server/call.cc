@@ -7,12 +7,17 @@
 namespace kvasir {
 namespace {
 
-constexpr size_t kDetokenizerContext = 16;  // tokens of the prompt's end: enough to hold one that is not skipped, and half a character
+constexpr size_t kDetokenizerContext =
+    16;  // tokens of the prompt's end: enough to hold one that is not skipped, and half a character
 
 }  // namespace
 
-void CancelCall(const std::shared_ptr<Call>& call) { call->Cancel(); }
-bool CallIsAccepted(const std::shared_ptr<Call>& call) { return call->accepted(); }
+void CancelCall(const std::shared_ptr<Call>& call) {
+  call->Cancel();
+}
+bool CallIsAccepted(const std::shared_ptr<Call>& call) {
+  return call->accepted();
+}
 
 Call::Call(Service* service, std::shared_ptr<CallLoop> loop, std::shared_ptr<ResponseSink> sink, int64_t arrival_micros)
     : service_(service), loop_(std::move(loop)), sink_(std::move(sink)), arrival_micros_(arrival_micros) {
@@ -57,7 +62,9 @@ void Call::CancelChoice(int32_t index) {
   if (id != 0) service_->config_.engine->Cancel(id, index);
 }
 
-bool Call::EndsText(int32_t token) const { return end_ids_.contains(token) || stop_ids_.contains(token); }
+bool Call::EndsText(int32_t token) const {
+  return end_ids_.contains(token) || stop_ids_.contains(token);
+}
 
 void Call::Deliver(TokenEvent&& event) {
   if (ended_) return;
@@ -174,7 +181,8 @@ void Call::FinishChoice(Choice& choice, int32_t index, FinishReason reason, std:
   choice.done = true;
   choice.detokenizer.reset();
   --unfinished_;
-  service_->metrics_.CountFinished(reason == FinishReason::kStop ? ServerMetrics::Outcome::kStop : ServerMetrics::Outcome::kLength);
+  service_->metrics_.CountFinished(reason == FinishReason::kStop ? ServerMetrics::Outcome::kStop
+                                                                 : ServerMetrics::Outcome::kLength);
   sink_->OnFinish({.choice = index,
                    .reason = reason,
                    .stop_string = stop_string,
@@ -194,7 +202,8 @@ void Call::End(ApiError error) {
   service_->open_calls_.fetch_sub(1);
   error.after_tokens = usage_.completion_tokens > 0;
   if (!error.ok() && started_) {
-    service_->metrics_.CountFinished(error.code == ErrorCode::kCancelled ? ServerMetrics::Outcome::kAbort : ServerMetrics::Outcome::kError);
+    service_->metrics_.CountFinished(error.code == ErrorCode::kCancelled ? ServerMetrics::Outcome::kAbort
+                                                                         : ServerMetrics::Outcome::kError);
   }
   RecordTimes(error.ok());
   sink_->OnEnd(error, usage_);
@@ -227,7 +236,8 @@ ApiError Call::EngineError(const Status& status) const {
   switch (status.code()) {
     case StatusCode::kUnavailable:
       if (!service_->config_.engine->Healthy()) {
-        error = {.code = ErrorCode::kEngineFailed, .message = "The engine has failed and the server must be restarted; the text so far is valid."};
+        error = {.code = ErrorCode::kEngineFailed,
+                 .message = "The engine has failed and the server must be restarted; the text so far is valid."};
       } else {
         error = {.code = ErrorCode::kDraining,
                  .message = "The server is shutting down and the request was not done in time; send it to another server."};
@@ -241,7 +251,8 @@ ApiError Call::EngineError(const Status& status) const {
       return error;
     default:
       spdlog::error("a request failed: {}", Message(status));
-      return {.code = ErrorCode::kInternal, .message = "The server failed on this request; other requests are not affected. Please report it."};
+      return {.code = ErrorCode::kInternal,
+              .message = "The server failed on this request; other requests are not affected. Please report it."};
   }
 }
 

@@ -1,5 +1,6 @@
-// Call: one request under way, from the engine's events to the sink's callbacks. Its token side is touched by the engine thread (OnEvent only
-// queues), its text side only by the thread of its CallLoop; between them lies the loop's queue. Cancel may come from any thread.
+// Call: one request under way, from the engine's events to the sink's callbacks. Its token side is touched by the engine thread
+// (OnEvent only queues), its text side only by the thread of its CallLoop; between them lies the loop's queue. Cancel may come
+// from any thread.
 #pragma once
 
 #include <atomic>
@@ -31,8 +32,8 @@ class Call : public TokenSink, public std::enable_shared_from_this<Call> {
     int64_t n = 1, min_tokens = 0, max_tokens = 0;
   };
   void SetUp(Setup setup) { setup_ = std::move(setup); }
-  void Submitted(RequestId id);    // after Engine::Submit
-  void Refuse(ApiError error);     // instead of it: OnEnd will tell
+  void Submitted(RequestId id);  // after Engine::Submit
+  void Refuse(ApiError error);   // instead of it: OnEnd will tell
 
   void Cancel();
   bool accepted() const { return accepted_.load(std::memory_order_acquire); }
@@ -45,16 +46,16 @@ class Call : public TokenSink, public std::enable_shared_from_this<Call> {
 
   // On the loop's thread.
   void Deliver(TokenEvent&& event);
-  void Flush();  // after the events of one wake: sends what they brought
+  void Flush();          // after the events of one wake: sends what they brought
   bool touched = false;  // used by CallLoop
 
  private:
   struct Choice {
     std::optional<IncrementalDetokenizer> detokenizer;
     std::optional<StopMatcher> stops;
-    std::string text;                   // to be sent
-    std::vector<int32_t> token_ids;     // to be sent
-    std::vector<SampleResult> logprobs; // to be sent, parallel
+    std::string text;                    // to be sent
+    std::vector<int32_t> token_ids;      // to be sent
+    std::vector<SampleResult> logprobs;  // to be sent, parallel
     int64_t tokens = 0;
     int64_t last_token_micros = 0;
     bool done = false;

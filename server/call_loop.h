@@ -1,5 +1,6 @@
-// CallLoop: the way from the engine thread to a thread of a front. A front makes one for each of its I/O threads and gives it to every
-// call it starts; all events of an engine step wake such a thread once. LoopThread is a ready-made thread for fronts without one.
+// CallLoop: the way from the engine thread to a thread of a front. A front makes one for each of its I/O threads and gives it to
+// every call it starts; all events of an engine step wake such a thread once. LoopThread is a ready-made thread for fronts
+// without one.
 #pragma once
 
 #include <condition_variable>

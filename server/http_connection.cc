@@ -17,9 +17,13 @@ constexpr size_t kAheadBytes = 64 << 10;  // what a peer may send ahead of its t
 constexpr int64_t kLingerMillis = 2000;
 constexpr size_t kLingerBytes = 1 << 20;
 
-int64_t MillisBetween(Moment from, Moment to) { return std::chrono::duration_cast<std::chrono::milliseconds>(to - from).count(); }
+int64_t MillisBetween(Moment from, Moment to) {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(to - from).count();
+}
 
-std::string_view View(boost::beast::string_view text) { return {text.data(), text.size()}; }
+std::string_view View(boost::beast::string_view text) {
+  return {text.data(), text.size()};
+}
 
 // The client's own id where it is harmless, else a new one.
 std::string ChooseRequestId(std::string_view asked, size_t limit) {
@@ -33,7 +37,9 @@ std::string ChooseRequestId(std::string_view asked, size_t limit) {
   return id;
 }
 
-std::string_view Reason(int status) { return View(http::obsolete_reason(http::int_to_status(unsigned(status)))); }
+std::string_view Reason(int status) {
+  return View(http::obsolete_reason(http::int_to_status(unsigned(status))));
+}
 
 const std::string& DateHeader() {
   thread_local std::time_t last = 0;
@@ -54,7 +60,8 @@ const std::string& DateHeader() {
 // The face of a connection towards one request; it outlives the connection where a call still holds it.
 class Connection::Exchange : public HttpExchange {
  public:
-  Exchange(Connection* connection, std::string id) : connection_(connection), loop_(connection->thread()->loop), id_(std::move(id)) {}
+  Exchange(Connection* connection, std::string id)
+      : connection_(connection), loop_(connection->thread()->loop), id_(std::move(id)) {}
 
   void Respond(HttpResponse response) override {
     if (connection_ != nullptr) Detach()->SendResponse(std::move(response));
@@ -178,7 +185,8 @@ asio::awaitable<bool> Connection::ReadHead() {
         co_return false;
       }
       if (error == http::error::header_limit || input_.size() > limits.header_bytes) {
-        Refuse(ErrorCode::kHeadersTooLarge, fmt::format("The headers of this request are larger than {} bytes.", limits.header_bytes));
+        Refuse(ErrorCode::kHeadersTooLarge,
+               fmt::format("The headers of this request are larger than {} bytes.", limits.header_bytes));
         co_return false;
       }
       if (error && error != http::error::need_more) {
@@ -211,12 +219,14 @@ asio::awaitable<bool> Connection::ReadBody() {
       arrived += int64_t(used);
       input_.erase(0, used);
       if (error == http::error::body_limit) {
-        exchange_->Respond(ErrorResponse({.code = ErrorCode::kPayloadTooLarge,
-                                          .message = fmt::format("The body is larger than {} bytes; send less.", limits.body_bytes)}));
+        exchange_->Respond(
+            ErrorResponse({.code = ErrorCode::kPayloadTooLarge,
+                           .message = fmt::format("The body is larger than {} bytes; send less.", limits.body_bytes)}));
         co_return false;
       }
       if (error && error != http::error::need_more) {
-        HttpResponse response = ErrorResponse({.code = ErrorCode::kInvalidRequest, .message = "The body of this request is not framed correctly."});
+        HttpResponse response =
+            ErrorResponse({.code = ErrorCode::kInvalidRequest, .message = "The body of this request is not framed correctly."});
         response.close = true;
         exchange_->Respond(std::move(response));
         co_return false;
@@ -224,11 +234,13 @@ asio::awaitable<bool> Connection::ReadBody() {
       if (parser_->is_done()) break;
     }
     // Whoever keeps sending gets more time, so that a large body may take longer than a trickle.
-    deadline_ = start + std::chrono::milliseconds(limits.body_millis + arrived * 1000 / std::max<int64_t>(1, limits.body_bytes_per_second));
+    deadline_ = start + std::chrono::milliseconds(limits.body_millis +
+                                                  arrived * 1000 / std::max<int64_t>(1, limits.body_bytes_per_second));
     const bool more = co_await ReadMore(kBodyReadBytes);
     if (!more) {
       if (timed_out_) {
-        HttpResponse response = ErrorResponse({.code = ErrorCode::kRequestTimeout, .message = "The body of the request did not arrive in time."});
+        HttpResponse response =
+            ErrorResponse({.code = ErrorCode::kRequestTimeout, .message = "The body of the request did not arrive in time."});
         response.close = true;
         exchange_->Respond(std::move(response));
       } else {
@@ -267,12 +279,14 @@ std::optional<HttpResponse> Connection::CheckLimits() const {
   const ServerLimits& limits = thread_->limits;
   if (head_.target.size() > limits.uri_bytes) {
     return ErrorResponse({.code = ErrorCode::kUriTooLong,
-                          .message = fmt::format("The address of this request has {} bytes but the limit is {}.", head_.target.size(), limits.uri_bytes)});
+                          .message = fmt::format("The address of this request has {} bytes but the limit is {}.",
+                                                 head_.target.size(), limits.uri_bytes)});
   }
   const auto length = parser_->content_length();
   if (length && *length > limits.body_bytes) {
-    return ErrorResponse({.code = ErrorCode::kPayloadTooLarge,
-                          .message = fmt::format("The body has {} bytes but the limit is {}; send less.", *length, limits.body_bytes)});
+    return ErrorResponse(
+        {.code = ErrorCode::kPayloadTooLarge,
+         .message = fmt::format("The body has {} bytes but the limit is {}; send less.", *length, limits.body_bytes)});
   }
   return std::nullopt;
 }
@@ -305,8 +319,10 @@ asio::awaitable<bool> Connection::Serve() {
   }
   parser_.reset();
   Enter(Phase::kBusy, 0);
+  if (Service* service = thread_->routes->service()) service->metrics().SetConnections(thread_->total->load());
   co_await WaitForEnd();
-  if (status_ != 0) thread_->routes->Count(head_, status_, double(MillisBetween(busy_since_, std::chrono::steady_clock::now())) * 1e-3);
+  if (status_ != 0)
+    thread_->routes->Count(head_, status_, double(MillisBetween(busy_since_, std::chrono::steady_clock::now())) * 1e-3);
   exchange_ = nullptr;
   timed_out_ = false;
   co_return keep_ && !broken_;
@@ -457,7 +473,8 @@ void Connection::Sweep(Moment now) {
     const bool over = pending() > limits.stream_buffer_bytes && streaming_;
     if (over && !over_) over_since_ = now;
     over_ = over;
-    if (MillisBetween(last_progress_, now) > limits.stall_millis || (over && MillisBetween(over_since_, now) > limits.stall_millis)) {
+    if (MillisBetween(last_progress_, now) > limits.stall_millis ||
+        (over && MillisBetween(over_since_, now) > limits.stall_millis)) {
       if (thread_->routes->service() != nullptr) thread_->routes->service()->metrics().CountSlowClient();
       return Leave();
     }

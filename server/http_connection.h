@@ -1,6 +1,7 @@
-// Connection: one HTTP/1.1 connection, as a coroutine on its I/O thread: read a request, answer it, again. It bounds everything a peer can make it
-// do: header and body size and time, silence, unsent output. While a request is being answered it goes on reading, so that a client that
-// leaves is noticed at once. Included by http_connection.cc and http_server.cc only (Boost is slow to compile).
+// Connection: one HTTP/1.1 connection, as a coroutine on its I/O thread: read a request, answer it, again. It bounds everything a
+// peer can make it do: header and body size and time, silence, unsent output. While a request is being answered it goes on
+// reading, so that a client that leaves is noticed at once. Included by http_connection.cc and http_server.cc only (Boost is slow
+// to compile).
 #pragma once
 
 #include <atomic>

@@ -1,4 +1,5 @@
-// One HTTP request and the way to answer it, as plain data and a small interface, so that routes know nothing of sockets or Boost.
+// One HTTP request and the way to answer it, as plain data and a small interface, so that routes know nothing of sockets or
+// Boost.
 #pragma once
 
 #include <functional>
@@ -14,12 +15,12 @@
 namespace kvasir {
 
 struct HttpRequest {
-  std::string method, target;  // as sent
+  std::string method, target;                                                 // as sent
   std::string authorization, api_key, request_id, origin, requested_headers;  // headers that matter here; empty = absent
   std::string body;
   // Filled by HttpRoutes::CheckHead.
-  std::string path;   // canonical: decoded once, no query
-  std::string tenant; // from the key; empty where no keys are used
+  std::string path;    // canonical: decoded once, no query
+  std::string tenant;  // from the key; empty where no keys are used
   int route = -1;
 };
 
@@ -40,7 +41,7 @@ HttpResponse ErrorResponse(const ApiError& error);
 class HttpExchange {
  public:
   virtual ~HttpExchange() = default;
-  virtual void Respond(HttpResponse response) = 0;  // the whole answer; at most once, and not after StartStream
+  virtual void Respond(HttpResponse response) = 0;    // the whole answer; at most once, and not after StartStream
   virtual void StartStream(HttpHeaders headers) = 0;  // 200 and text/event-stream
   virtual void Write(std::string_view bytes) = 0;     // part of the stream
   // Ends the stream. `complete` false: the connection is closed after it, so that the client sees that something is missing.

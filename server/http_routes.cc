@@ -10,12 +10,25 @@
 namespace kvasir {
 namespace {
 
-enum class Action : uint8_t { kPage, kHealth, kVersion, kMetrics, kModels, kModel, kCompletions, kChat, kTokenize, kDetokenize, kRender, kRenderText };
+enum class Action : uint8_t {
+  kPage,
+  kHealth,
+  kVersion,
+  kMetrics,
+  kModels,
+  kModel,
+  kCompletions,
+  kChat,
+  kTokenize,
+  kDetokenize,
+  kRender,
+  kRenderText
+};
 
 struct Route {
-  const char* path;   // ends with '/' where an id follows
-  bool post;          // else GET and HEAD
-  bool open;          // no key needed
+  const char* path;  // ends with '/' where an id follows
+  bool post;         // else GET and HEAD
+  bool open;         // no key needed
   Action action;
   const char* label;  // in the metrics
 };
@@ -40,7 +53,8 @@ constexpr Route kRoutes[] = {
 };
 
 constexpr const char* kPage =
-    "Kvasir " KVASIR_VERSION " - an LLM inference server with OpenAI's API.\n\n"
+    "Kvasir " KVASIR_VERSION
+    " - an LLM inference server with OpenAI's API.\n\n"
     "  curl $THIS/v1/chat/completions -H 'Content-Type: application/json' \\\n"
     "    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hello!\"}], \"stream\": true}'\n\n"
     "POST /v1/chat/completions  /v1/completions  /tokenize  /detokenize  /v1/chat/completions/render  /apply-template\n"
@@ -75,14 +89,17 @@ HttpResponse GetAnswer(Action action, const std::string& path, Service* service)
   if (action == Action::kPage) return {.content_type = "text/plain; charset=utf-8", .body = kPage};
   if (action == Action::kVersion) return {.body = "{\"version\":\"" KVASIR_VERSION "\"}"};
   if (service == nullptr) {
-    return ErrorResponse({.code = ErrorCode::kLoading, .message = "The model is still being loaded; retry in a moment.", .retry_after_seconds = 2});
+    return ErrorResponse({.code = ErrorCode::kLoading,
+                          .message = "The model is still being loaded; retry in a moment.",
+                          .retry_after_seconds = 2});
   }
   switch (action) {
     case Action::kHealth: {
       const ApiError error = service->CheckReady();
       return error.ok() ? HttpResponse{.body = "{\"status\":\"ok\"}"} : ErrorResponse(error);
     }
-    case Action::kMetrics: return {.content_type = "text/plain; version=0.0.4; charset=utf-8", .body = service->MetricsText()};
+    case Action::kMetrics:
+      return {.content_type = "text/plain; version=0.0.4; charset=utf-8", .body = service->MetricsText()};
     case Action::kModels: {
       std::string out = "{\"object\":\"list\",\"data\":[";
       for (size_t i = 0; i < service->model().names.size(); ++i) {
@@ -216,7 +233,8 @@ std::optional<std::string> CanonicalPath(std::string_view target) {
       i += 2;
       if (c == '%') return std::nullopt;  // encoded twice
     }
-    if (static_cast<unsigned char>(c) < 0x21 || static_cast<unsigned char>(c) > 0x7e || c == '\\' || c == ';') return std::nullopt;
+    if (static_cast<unsigned char>(c) < 0x21 || static_cast<unsigned char>(c) > 0x7e || c == '\\' || c == ';')
+      return std::nullopt;
     path.push_back(c);
   }
   for (size_t begin = 1; begin < path.size();) {
@@ -252,8 +270,9 @@ std::optional<HttpResponse> HttpRoutes::CheckHead(HttpRequest& request) const {
   }
   const auto path = CanonicalPath(request.target);
   if (!path) {
-    return ErrorResponse({.code = ErrorCode::kInvalidRequest,
-                          .message = "The path of this request is malformed: write it without empty, dot or doubly encoded segments."});
+    return ErrorResponse(
+        {.code = ErrorCode::kInvalidRequest,
+         .message = "The path of this request is malformed: write it without empty, dot or doubly encoded segments."});
   }
   request.path = *path;
   request.route = FindRoute(*path);
@@ -267,7 +286,8 @@ std::optional<HttpResponse> HttpRoutes::CheckHead(HttpRequest& request) const {
     request.tenant = *tenant;
   }
   if (request.route < 0) {
-    return ErrorResponse({.code = ErrorCode::kRouteNotFound, .message = "There is nothing at this path; GET / lists what there is."});
+    return ErrorResponse(
+        {.code = ErrorCode::kRouteNotFound, .message = "There is nothing at this path; GET / lists what there is."});
   }
   const Route& route = kRoutes[request.route];
   const bool allowed = route.post ? request.method == "POST" : request.method == "GET" || request.method == "HEAD";
@@ -289,8 +309,9 @@ void HttpRoutes::Handle(HttpRequest request, const std::shared_ptr<HttpExchange>
   const Route& route = kRoutes[request.route];
   if (!route.post) return exchange->Respond(GetAnswer(route.action, request.path, service));
   if (service == nullptr) {
-    return exchange->Respond(ErrorResponse(
-        {.code = ErrorCode::kLoading, .message = "The model is still being loaded; retry in a moment.", .retry_after_seconds = 2}));
+    return exchange->Respond(ErrorResponse({.code = ErrorCode::kLoading,
+                                            .message = "The model is still being loaded; retry in a moment.",
+                                            .retry_after_seconds = 2}));
   }
   HandlePost(std::make_shared<HttpRequest>(std::move(request)), exchange, service);
 }
@@ -307,7 +328,8 @@ void HttpRoutes::LogUnknown(const std::vector<std::string>& fields) {
   }
 }
 
-void HttpRoutes::HandlePost(std::shared_ptr<HttpRequest> request, const std::shared_ptr<HttpExchange>& exchange, Service* service) {
+void HttpRoutes::HandlePost(std::shared_ptr<HttpRequest> request, const std::shared_ptr<HttpExchange>& exchange,
+                            Service* service) {
   const Action action = kRoutes[request->route].action;
   const bool generates = action == Action::kCompletions || action == Action::kChat;
   // What this makes of the body runs here, or on a worker when it may take long; what it returns runs on the I/O thread.
@@ -324,9 +346,10 @@ void HttpRoutes::HandlePost(std::shared_ptr<HttpRequest> request, const std::sha
     if (action == Action::kDetokenize) return answer(Detokenize(body, service));
     if (!generates) return answer(Render(body, service, action == Action::kRender));
     auto parsed = std::make_shared<OpenAiRequest>();
-    const ApiError error = action == Action::kChat
-                               ? ParseChatRequest(body, config_.limits, service->config().engine->config().limits.max_logprobs, parsed.get())
-                               : ParseCompletionRequest(body, config_.limits, parsed.get());
+    const ApiError error =
+        action == Action::kChat
+            ? ParseChatRequest(body, config_.limits, service->config().engine->config().limits.max_logprobs, parsed.get())
+            : ParseCompletionRequest(body, config_.limits, parsed.get());
     if (!error.ok()) return answer(ErrorResponse(error));
     if (!parsed->unknown.empty()) LogUnknown(parsed->unknown);
     for (GenerateRequest& generate : parsed->generate) generate.tenant = request->tenant;
@@ -339,7 +362,8 @@ void HttpRoutes::HandlePost(std::shared_ptr<HttpRequest> request, const std::sha
   const auto loop = exchange->loop();
   const bool taken = service->workers().Post([parse = std::move(parse), loop] { loop->Post(parse()); });
   if (!taken) {
-    exchange->Respond(ErrorResponse({.code = ErrorCode::kServerBusy, .message = "Too many long requests are being read; retry in a moment.",
+    exchange->Respond(ErrorResponse({.code = ErrorCode::kServerBusy,
+                                     .message = "Too many long requests are being read; retry in a moment.",
                                      .retry_after_seconds = 2}));
   }
 }

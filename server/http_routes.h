@@ -1,5 +1,5 @@
-// HttpRoutes: which path does what, who may ask it, and the short answers (models, health, tokenize ...). Knows HTTP only as HttpRequest and
-// HttpExchange. One path parser serves routing and authorization, so that they cannot disagree.
+// HttpRoutes: which path does what, who may ask it, and the short answers (models, health, tokenize ...). Knows HTTP only as
+// HttpRequest and HttpExchange. One path parser serves routing and authorization, so that they cannot disagree.
 #pragma once
 
 #include <atomic>
@@ -22,8 +22,8 @@ struct HttpRoutesConfig {
   ServerLimits limits;
 };
 
-// The path of a request target: without query, percent-decoded once. Nothing for what no client means: escapes of control characters,
-// empty or dot segments, backslashes, a target that does not begin with '/'.
+// The path of a request target: without query, percent-decoded once. Nothing for what no client means: escapes of control
+// characters, empty or dot segments, backslashes, a target that does not begin with '/'.
 std::optional<std::string> CanonicalPath(std::string_view target);
 
 class HttpRoutes {

@@ -17,8 +17,10 @@ namespace {
 
 constexpr auto kToken = asio::as_tuple(asio::use_awaitable);
 constexpr std::string_view kFull =
-    "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\nRetry-After: 2\r\nContent-Length: 151\r\n\r\n"
-    "{\"error\":{\"message\":\"This server has as many connections as it can take; retry later.\",\"type\":\"service_unavailable\",\"param\":null,"
+    "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\nRetry-After: "
+    "2\r\nContent-Length: 151\r\n\r\n"
+    "{\"error\":{\"message\":\"This server has as many connections as it can take; retry "
+    "later.\",\"type\":\"service_unavailable\",\"param\":null,"
     "\"code\":\"server_busy\"}}";
 
 // One try, without waiting: whoever is refused gets at most a word.
@@ -65,7 +67,8 @@ StatusOr<std::unique_ptr<HttpServer>> HttpServer::Listen(HttpServerConfig config
   boost::system::error_code error;
   const std::string host = state.config.host == "localhost" ? "127.0.0.1" : state.config.host;
   const auto address = asio::ip::make_address(host, error);
-  if (error) return InvalidArgument("--host {} is not an IP address; use 127.0.0.1, 0.0.0.0 or :: for example", state.config.host);
+  if (error)
+    return InvalidArgument("--host {} is not an IP address; use 127.0.0.1, 0.0.0.0 or :: for example", state.config.host);
   state.acceptor = std::make_unique<Tcp::acceptor>(*state.io[0]->context);
   const Tcp::endpoint endpoint(address, uint16_t(state.config.port));
   state.acceptor->open(endpoint.protocol(), error);
@@ -73,8 +76,8 @@ StatusOr<std::unique_ptr<HttpServer>> HttpServer::Listen(HttpServerConfig config
   if (!error) state.acceptor->bind(endpoint, error);
   if (!error) state.acceptor->listen(4096, error);
   if (error) {
-    return InvalidArgument("cannot listen on {} port {}: {}; choose another --port or stop what uses it", state.config.host, state.config.port,
-                           error.message());
+    return InvalidArgument("cannot listen on {} port {}: {}; choose another --port or stop what uses it", state.config.host,
+                           state.config.port, error.message());
   }
   state.bound_port = state.acceptor->local_endpoint(error).port();
   state.reserve = ::open("/dev/null", O_RDONLY | O_CLOEXEC);
@@ -87,8 +90,12 @@ HttpServer::~HttpServer() {
   if (state_->reserve >= 0) ::close(state_->reserve);
 }
 
-int HttpServer::port() const { return state_->bound_port; }
-int64_t HttpServer::connections() const { return state_->connections.load(); }
+int HttpServer::port() const {
+  return state_->bound_port;
+}
+int64_t HttpServer::connections() const {
+  return state_->connections.load();
+}
 
 void HttpServer::Start(HttpRoutes* routes) {
   State& state = *state_;
@@ -114,7 +121,8 @@ asio::awaitable<void> HttpServer::State::Accept() {
     const auto [error] = co_await acceptor->async_accept(socket, kToken);
     if (!acceptor->is_open()) co_return;
     if (error) {
-      if (error == asio::error::no_descriptors || error == boost::system::errc::too_many_files_open_in_system) RefuseWithReserve();
+      if (error == asio::error::no_descriptors || error == boost::system::errc::too_many_files_open_in_system)
+        RefuseWithReserve();
       pause.expires_after(std::chrono::milliseconds(20));
       const auto [waited] = co_await pause.async_wait(kToken);
       if (waited) co_return;
@@ -148,7 +156,8 @@ void HttpServer::State::RefuseWithReserve() {
 
 asio::awaitable<void> HttpServer::State::SweepConnections(IoThread* thread) {
   const ServerLimits& limits = config.limits;
-  const int64_t shortest = std::min({limits.header_millis, limits.body_millis, limits.idle_millis, limits.stall_millis, limits.ping_millis});
+  const int64_t shortest =
+      std::min({limits.header_millis, limits.body_millis, limits.idle_millis, limits.stall_millis, limits.ping_millis});
   const auto interval = std::chrono::milliseconds(std::clamp<int64_t>(shortest / 4, 5, 250));
   asio::steady_timer timer(*thread->context);
   for (;;) {

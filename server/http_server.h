@@ -1,5 +1,5 @@
-// HttpServer: sockets, HTTP/1.1 framing, timeouts and limits, on Boost.Asio coroutines and Beast's parser (only http_server.cc and
-// http_connection.cc see them). Each I/O thread owns its connections; nothing about a connection is locked.
+// HttpServer: sockets, HTTP/1.1 framing, timeouts and limits, on Boost.Asio coroutines and Beast's parser (only http_server.cc
+// and http_connection.cc see them). Each I/O thread owns its connections; nothing about a connection is locked.
 #pragma once
 
 #include <memory>

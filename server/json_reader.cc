@@ -30,7 +30,8 @@ class Builder {
   }
   bool end_array() { return end_object(); }
   bool key(std::string& name) {
-    if (!keys_.back().insert(name).second) return Fail(fmt::format("the key \"{}\" appears twice in one object; send it once", name.substr(0, 64)));
+    if (!keys_.back().insert(name).second)
+      return Fail(fmt::format("the key \"{}\" appears twice in one object; send it once", name.substr(0, 64)));
     key_ = std::move(name);
     return true;
   }
@@ -105,7 +106,8 @@ ApiError ParseJson(std::string_view text, const ServerLimits& limits, Json* out)
   Builder builder(limits, out);
   if (Json::sax_parse(text.begin(), text.end(), &builder)) return {};
   return {.code = ErrorCode::kInvalidJson,
-          .message = fmt::format("The body is not JSON that this server accepts: {}.", builder.failure().empty() ? "syntax error" : builder.failure())};
+          .message = fmt::format("The body is not JSON that this server accepts: {}.",
+                                 builder.failure().empty() ? "syntax error" : builder.failure())};
 }
 
 const Json* FieldReader::Find(const char* name) {
@@ -132,14 +134,17 @@ std::optional<bool> FieldReader::OptionalBool(const char* name) {
   return std::nullopt;
 }
 
-bool FieldReader::Bool(const char* name, bool otherwise) { return OptionalBool(name).value_or(otherwise); }
+bool FieldReader::Bool(const char* name, bool otherwise) {
+  return OptionalBool(name).value_or(otherwise);
+}
 
 std::optional<int64_t> FieldReader::Int(const char* name) {
   const Json* value = Find(name);
   if (value == nullptr) return std::nullopt;
   if (FitsInt64(*value)) return value->get<int64_t>();
   // Some clients write whole numbers as 5.0.
-  if (value->is_number_float() && std::abs(value->get<double>()) <= 9e15 && std::floor(value->get<double>()) == value->get<double>()) {
+  if (value->is_number_float() && std::abs(value->get<double>()) <= 9e15 &&
+      std::floor(value->get<double>()) == value->get<double>()) {
     return int64_t(value->get<double>());
   }
   if (value->is_number()) {
@@ -206,8 +211,8 @@ bool ReadTokenIds(const Json& array, std::string_view where, std::vector<int32_t
     }
     if (error->ok()) {
       *error = {.code = ErrorCode::kInvalidRequest,
-                .message = fmt::format("`{}` holds {} at index {} but must hold token ids: integers of this model's vocabulary", where,
-                                       value.is_number() ? value.dump() : TypeName(value), i),
+                .message = fmt::format("`{}` holds {} at index {} but must hold token ids: integers of this model's vocabulary",
+                                       where, value.is_number() ? value.dump() : TypeName(value), i),
                 .param = std::string(where)};
     }
     return false;

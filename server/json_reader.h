@@ -1,5 +1,6 @@
-// Reading JSON from clients: nlohmann's parser behind limits on depth and size, with one answer for everything that is wrong, and typed access to
-// fields that names the field in every complaint. Used by the HTTP front, and by the gRPC front for the JSON inside its chats.
+// Reading JSON from clients: nlohmann's parser behind limits on depth and size, with one answer for everything that is wrong, and
+// typed access to fields that names the field in every complaint. Used by the HTTP front, and by the gRPC front for the JSON
+// inside its chats.
 #pragma once
 
 #include <cstdint>
@@ -16,14 +17,15 @@ namespace kvasir {
 
 using Json = nlohmann::ordered_json;
 
-// Refuses: bad syntax, invalid UTF-8, lone surrogates, numbers a double cannot hold, duplicate keys, too deep, too many values. The error
-// is kInvalidJson with the byte where it happened.
+// Refuses: bad syntax, invalid UTF-8, lone surrogates, numbers a double cannot hold, duplicate keys, too deep, too many values.
+// The error is kInvalidJson with the byte where it happened.
 ApiError ParseJson(std::string_view text, const ServerLimits& limits, Json* out);
 
 // Typed access to one object's fields. The first complaint is kept; after it every read gives the default. Null counts as absent.
 class FieldReader {
  public:
-  FieldReader(const Json& object, std::string prefix, ApiError* error) : object_(object), prefix_(std::move(prefix)), error_(error) {}
+  FieldReader(const Json& object, std::string prefix, ApiError* error)
+      : object_(object), prefix_(std::move(prefix)), error_(error) {}
 
   const Json* Find(const char* name);  // null when absent or null; marks the name as known
   bool Bool(const char* name, bool otherwise);

@@ -12,15 +12,17 @@
 namespace kvasir {
 namespace {
 
-constexpr double kFirstToken[] = {.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560};
+constexpr double kFirstToken[] = {.001, .005, .01, .02, .04, .06, .08, .1, .25, .5,  .75,
+                                  1,    2.5,  5,   7.5, 10,  20,  40,  80, 160, 640, 2560};
 constexpr double kInterToken[] = {.01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80};
 constexpr double kLatency[] = {.3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
 constexpr double kChoices[] = {1, 2, 5, 10, 20};
 constexpr double kHttpSeconds[] = {.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60};
 
 // Fixed labels: what a client sends never becomes a label.
-constexpr std::string_view kRoutes[] = {"/v1/completions", "/v1/chat/completions", "/v1/models", "/health", "/metrics",  "/version",
-                                        "/tokenize",       "/detokenize",          "render",     "/",       "unmatched", "refused"};
+constexpr std::string_view kRoutes[] = {
+    "/v1/completions", "/v1/chat/completions", "/v1/models", "/health", "/metrics",  "/version",
+    "/tokenize",       "/detokenize",          "render",     "/",       "unmatched", "refused"};
 constexpr const char* kClasses[] = {"2xx", "3xx", "4xx", "5xx"};
 
 std::vector<double> OneTwoFive(int64_t max) {
@@ -59,7 +61,8 @@ void Line(std::string& out, std::string_view name, std::string_view labels, doub
   }
 }
 
-void One(std::string& out, std::string_view name, std::string_view type, std::string_view help, std::string_view labels, double value) {
+void One(std::string& out, std::string_view name, std::string_view type, std::string_view help, std::string_view labels,
+         double value) {
   Header(out, name, type, help);
   Line(out, name, labels, value);
 }
@@ -75,7 +78,8 @@ void AppendProcess(std::string& out) {
     }
     std::fclose(file);
   }
-  One(out, "process_cpu_seconds_total", "counter", "User and system CPU time spent in seconds.", "", double(std::clock()) / CLOCKS_PER_SEC);
+  One(out, "process_cpu_seconds_total", "counter", "User and system CPU time spent in seconds.", "",
+      double(std::clock()) / CLOCKS_PER_SEC);
 }
 
 }  // namespace
@@ -150,12 +154,15 @@ void ServerMetrics::AppendRequests(std::string& out, const std::string& labels) 
   Header(out, "vllm:request_success_total", "counter", "Choices that ended, by reason.");
   constexpr const char* kReasons[] = {"stop", "length", "abort", "error"};
   for (size_t i = 0; i < 4; ++i) {
-    Line(out, "vllm:request_success_total", fmt::format("{},finished_reason=\"{}\"", labels, kReasons[i]), double(finished_[i].load()));
+    Line(out, "vllm:request_success_total", fmt::format("{},finished_reason=\"{}\"", labels, kReasons[i]),
+         double(finished_[i].load()));
   }
-  time_to_first_token_.Append(out, "vllm:time_to_first_token_seconds", "From the arrival of a request to its first token.", labels);
+  time_to_first_token_.Append(out, "vllm:time_to_first_token_seconds", "From the arrival of a request to its first token.",
+                              labels);
   inter_token_.Append(out, "vllm:inter_token_latency_seconds", "Between two tokens of a choice.", labels);
   inter_token_.Append(out, "vllm:time_per_output_token_seconds", "Between two tokens of a choice (older name).", labels);
-  time_per_output_token_.Append(out, "vllm:request_time_per_output_token_seconds", "Mean time per token after the first, by request.", labels);
+  time_per_output_token_.Append(out, "vllm:request_time_per_output_token_seconds",
+                                "Mean time per token after the first, by request.", labels);
   e2e_.Append(out, "vllm:e2e_request_latency_seconds", "From arrival to the last token.", labels);
   queue_.Append(out, "vllm:request_queue_time_seconds", "From arrival to the first step with this request.", labels);
   inference_.Append(out, "vllm:request_inference_time_seconds", "From the first step to the last token.", labels);
@@ -174,23 +181,27 @@ void ServerMetrics::AppendServer(std::string& out, const Snapshot& snapshot) con
   for (size_t i = 0; i < kRouteCount; ++i) {
     for (size_t c = 0; c < kClassCount; ++c) {
       const int64_t count = http_[i][c].load(std::memory_order_relaxed);
-      if (count > 0) Line(out, "http_requests_total", fmt::format("handler=\"{}\",status=\"{}\"", kRoutes[i], kClasses[c]), double(count));
+      if (count > 0)
+        Line(out, "http_requests_total", fmt::format("handler=\"{}\",status=\"{}\"", kRoutes[i], kClasses[c]), double(count));
     }
   }
-  http_seconds_.Append(out, "http_request_duration_seconds", "From the end of the request's headers to the end of the answer.", "");
+  http_seconds_.Append(out, "http_request_duration_seconds", "From the end of the request's headers to the end of the answer.",
+                       "");
   One(out, "kvasir_http_connections", "gauge", "Open HTTP connections.", "", double(connections_.load()));
   One(out, "kvasir_http_refused_connections_total", "counter", "Connections closed because the limit was reached.", "",
       double(refused_connections_.load()));
-  One(out, "kvasir_slow_clients_total", "counter", "Streams cut off because the client did not read.", "", double(slow_clients_.load()));
+  One(out, "kvasir_slow_clients_total", "counter", "Streams cut off because the client did not read.", "",
+      double(slow_clients_.load()));
   One(out, "kvasir_open_calls", "gauge", "Requests between arrival and end.", "", double(snapshot.open_calls));
   One(out, "kvasir_ready", "gauge", "1 while new requests are accepted.", "", snapshot.healthy && !snapshot.draining ? 1 : 0);
   const EngineStats& engine = snapshot.engine;
   One(out, "kvasir_engine_steps_total", "counter", "Steps of the engine.", "", double(engine.steps));
   One(out, "kvasir_requests_accepted_total", "counter", "Requests the engine took.", "", double(engine.requests_accepted));
-  One(out, "kvasir_requests_rejected_total", "counter", "Requests refused because the queue was full or the server was closing.", "",
-      double(engine.requests_rejected));
+  One(out, "kvasir_requests_rejected_total", "counter", "Requests refused because the queue was full or the server was closing.",
+      "", double(engine.requests_rejected));
   One(out, "kvasir_requests_ended_total", "counter", "Requests that got their end.", "", double(engine.requests_ended));
-  One(out, "kvasir_requests_cancelled_total", "counter", "Requests whose client left or cancelled.", "", double(engine.requests_cancelled));
+  One(out, "kvasir_requests_cancelled_total", "counter", "Requests whose client left or cancelled.", "",
+      double(engine.requests_cancelled));
   One(out, "kvasir_requests_failed_total", "counter", "Requests that ended with an error.", "", double(engine.requests_failed));
   One(out, "kvasir_predicted_wait_seconds", "gauge", "How long a new request would wait.", "", engine.predicted_wait_seconds);
   const KvCacheStats& kv = engine.kv;
@@ -199,7 +210,8 @@ void ServerMetrics::AppendServer(std::string& out, const Snapshot& snapshot) con
   One(out, "kvasir_kv_blocks_cached", "gauge", "KV blocks kept for reuse, given up when needed.", "", double(kv.cached_blocks));
   One(out, "kvasir_kv_blocks_free", "gauge", "KV blocks that hold nothing.", "", double(kv.free_blocks));
   One(out, "kvasir_kv_evicted_blocks_total", "counter", "Cached KV blocks given up.", "", double(kv.evicted_blocks));
-  One(out, "kvasir_kv_copied_blocks_total", "counter", "KV blocks copied before they were written.", "", double(kv.copied_blocks));
+  One(out, "kvasir_kv_copied_blocks_total", "counter", "KV blocks copied before they were written.", "",
+      double(kv.copied_blocks));
   AppendProcess(out);
 }
 
@@ -215,16 +227,19 @@ std::string ServerMetrics::Text(const Snapshot& snapshot) const {
   One(out, "vllm:num_requests_swapped", "gauge", "Always 0; kept for older dashboards.", labels, 0);
   One(out, "vllm:kv_cache_usage_perc", "gauge", "Share of the KV pool in use, 0 to 1.", labels, usage);
   One(out, "vllm:gpu_cache_usage_perc", "gauge", "Share of the KV pool in use, 0 to 1 (older name).", labels, usage);
-  One(out, "vllm:prefix_cache_queries_total", "counter", "Prompt tokens looked up in the prefix cache.", labels, double(kv.queried_tokens));
+  One(out, "vllm:prefix_cache_queries_total", "counter", "Prompt tokens looked up in the prefix cache.", labels,
+      double(kv.queried_tokens));
   One(out, "vllm:prefix_cache_hits_total", "counter", "Prompt tokens found in the prefix cache.", labels, double(kv.hit_tokens));
-  One(out, "vllm:gpu_prefix_cache_queries_total", "counter", "Prompt tokens looked up (older name).", labels, double(kv.queried_tokens));
+  One(out, "vllm:gpu_prefix_cache_queries_total", "counter", "Prompt tokens looked up (older name).", labels,
+      double(kv.queried_tokens));
   One(out, "vllm:gpu_prefix_cache_hits_total", "counter", "Prompt tokens found (older name).", labels, double(kv.hit_tokens));
   One(out, "vllm:prompt_tokens_total", "counter", "Prompt tokens of started requests.", labels, double(engine.prompt_tokens));
   One(out, "vllm:generation_tokens_total", "counter", "Generated tokens.", labels, double(engine.generated_tokens));
   One(out, "vllm:num_preemptions_total", "counter", "Preemptions.", labels, double(engine.preemptions));
   Header(out, "vllm:iteration_tokens_total", "histogram", "Tokens computed in a step.");
   for (size_t i = 0; i < kStepTokenBounds.size(); ++i) {
-    Line(out, "vllm:iteration_tokens_total_bucket", fmt::format("{},le=\"{}\"", labels, kStepTokenBounds[i]), double(engine.step_tokens_le[i]));
+    Line(out, "vllm:iteration_tokens_total_bucket", fmt::format("{},le=\"{}\"", labels, kStepTokenBounds[i]),
+         double(engine.step_tokens_le[i]));
   }
   const double all_steps = double(engine.step_tokens_le[kStepTokenBounds.size()]);
   Line(out, "vllm:iteration_tokens_total_bucket", fmt::format("{},le=\"+Inf\"", labels), all_steps);
@@ -232,8 +247,8 @@ std::string ServerMetrics::Text(const Snapshot& snapshot) const {
   Line(out, "vllm:iteration_tokens_total_count", labels, all_steps);
   Header(out, "vllm:cache_config_info", "gauge", "How the KV cache is set up.");
   Line(out, "vllm:cache_config_info",
-       fmt::format("{},block_size=\"{}\",num_gpu_blocks=\"{}\",cache_dtype=\"{}\"", labels, snapshot.block_tokens, kv.total_blocks,
-                   LabelValue(snapshot.kv_cache_dtype)),
+       fmt::format("{},block_size=\"{}\",num_gpu_blocks=\"{}\",cache_dtype=\"{}\"", labels, snapshot.block_tokens,
+                   kv.total_blocks, LabelValue(snapshot.kv_cache_dtype)),
        1);
   AppendRequests(out, labels);
   AppendServer(out, snapshot);

@@ -1,5 +1,6 @@
-// Metrics: what /metrics shows. Requests are timed here from the engine's events; engine gauges are read from EngineStats when a scraper asks.
-// Names, labels and buckets are vLLM's, so that its dashboards work, and kvasir's own for the rest. Lock-free to record; label sets are fixed.
+// Metrics: what /metrics shows. Requests are timed here from the engine's events; engine gauges are read from EngineStats when a
+// scraper asks. Names, labels and buckets are vLLM's, so that its dashboards work, and kvasir's own for the rest. Lock-free to
+// record; label sets are fixed.
 #pragma once
 
 #include <array>
@@ -44,7 +45,7 @@ class ServerMetrics {
   void CountFinished(Outcome outcome) { finished_[size_t(outcome)].fetch_add(1, std::memory_order_relaxed); }
   void CountHttp(std::string_view route, std::string_view method, int status, double seconds);  // route: one of kRoutes
   void CountSlowClient() { slow_clients_.fetch_add(1, std::memory_order_relaxed); }
-  void AddConnection(int change) { connections_.fetch_add(change, std::memory_order_relaxed); }
+  void SetConnections(int64_t count) { connections_.store(count, std::memory_order_relaxed); }
   void CountRefusedConnection() { refused_connections_.fetch_add(1, std::memory_order_relaxed); }
 
   struct Snapshot {

@@ -70,11 +70,13 @@ void LegacyLogprobs::AddFirst(const TokenNaming& naming, int32_t token, const st
 
 void LegacyLogprobs::Add(const TokenNaming& naming, const SampleResult& sample) {
   const std::string name = TokenString(naming, sample.token);
-  AddNamed(name, naming.as_ids ? TokenString({.tokenizer = naming.tokenizer, .hide_special = naming.hide_special}, sample.token) : name, naming,
-           sample);
+  AddNamed(name,
+           naming.as_ids ? TokenString({.tokenizer = naming.tokenizer, .hide_special = naming.hide_special}, sample.token) : name,
+           naming, sample);
 }
 
-void LegacyLogprobs::AddNamed(const std::string& name, const std::string& text, const TokenNaming& naming, const SampleResult& sample) {
+void LegacyLogprobs::AddNamed(const std::string& name, const std::string& text, const TokenNaming& naming,
+                              const SampleResult& sample) {
   AddToken(name, text);
   Comma(token_logprobs);
   AppendJsonLogprob(token_logprobs, sample.logprob);
@@ -98,8 +100,8 @@ void LegacyLogprobs::AddNamed(const std::string& name, const std::string& text, 
 }
 
 void LegacyLogprobs::AppendJson(std::string& out) const {
-  out += "{\"tokens\":[" + tokens + "],\"token_logprobs\":[" + token_logprobs + "],\"top_logprobs\":[" + top_logprobs + "],\"text_offset\":[" +
-         text_offset + "]}";
+  out += "{\"tokens\":[" + tokens + "],\"token_logprobs\":[" + token_logprobs + "],\"top_logprobs\":[" + top_logprobs +
+         "],\"text_offset\":[" + text_offset + "]}";
 }
 
 void LegacyLogprobs::Clear() {

@@ -1,5 +1,5 @@
-// Log-probabilities as OpenAI and vLLM write them: the chat form (one object per token), the legacy form of completions (four parallel arrays),
-// and vLLM's prompt_logprobs. Appended as JSON text. Used by openai_response.
+// Log-probabilities as OpenAI and vLLM write them: the chat form (one object per token), the legacy form of completions (four
+// parallel arrays), and vLLM's prompt_logprobs. Appended as JSON text. Used by openai_response.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@ namespace kvasir {
 
 struct TokenNaming {
   const Tokenizer* tokenizer = nullptr;
-  bool as_ids = false;      // "token_id:42" instead of the text
+  bool as_ids = false;        // "token_id:42" instead of the text
   bool hide_special = false;  // special tokens have no text, as in the answer's text
 };
 
@@ -29,7 +29,8 @@ struct LegacyLogprobs {
   int64_t offset = 0;  // characters of text before the next token
 
   void Add(const TokenNaming& naming, const SampleResult& sample);
-  void AddFirst(const TokenNaming& naming, int32_t token, const std::string& text);  // the prompt's first token has no log-probability
+  void AddFirst(const TokenNaming& naming, int32_t token,
+                const std::string& text);  // the prompt's first token has no log-probability
   void AddNamed(const std::string& name, const std::string& text, const TokenNaming& naming, const SampleResult& sample);
   void AppendJson(std::string& out) const;
   void Clear();  // keeps the offset

@@ -10,16 +10,50 @@ namespace kvasir {
 namespace {
 
 // Accepted and without effect here.
-constexpr const char* kIgnored[] = {"user",           "metadata",           "store",          "service_tier",
-                                    "verbosity",      "safety_identifier",  "prediction",     "prompt_cache_key",
-                                    "prompt_cache_retention", "prompt_cache_options", "cache_prompt", "length_penalty",
-                                    "spaces_between_special_tokens", "parallel_tool_calls", "reasoning_effort", "vllm_xargs", "request_id",
-                                    "kv_transfer_params", "stream_interval", "detokenize", "early_stopping", "modalities", "truncation_side",
-                                    "allowed_openai_params", "chat_template_content_format", "include_reasoning", "function_call", "moderation"};
+constexpr const char* kIgnored[] = {"user",
+                                    "metadata",
+                                    "store",
+                                    "service_tier",
+                                    "verbosity",
+                                    "safety_identifier",
+                                    "prediction",
+                                    "prompt_cache_key",
+                                    "prompt_cache_retention",
+                                    "prompt_cache_options",
+                                    "cache_prompt",
+                                    "length_penalty",
+                                    "spaces_between_special_tokens",
+                                    "parallel_tool_calls",
+                                    "reasoning_effort",
+                                    "vllm_xargs",
+                                    "request_id",
+                                    "kv_transfer_params",
+                                    "stream_interval",
+                                    "detokenize",
+                                    "early_stopping",
+                                    "modalities",
+                                    "truncation_side",
+                                    "allowed_openai_params",
+                                    "chat_template_content_format",
+                                    "include_reasoning",
+                                    "function_call",
+                                    "moderation"};
 
 // Fields that would change the answer and that this version does not implement: silence would be a wrong answer.
-constexpr const char* kUnsupported[] = {"structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "grammar", "json_schema",
-                                        "bad_words", "suffix", "audio", "web_search_options", "functions", "prompt_embeds", "repetition_detection",
+constexpr const char* kUnsupported[] = {"structured_outputs",
+                                        "guided_json",
+                                        "guided_regex",
+                                        "guided_choice",
+                                        "guided_grammar",
+                                        "grammar",
+                                        "json_schema",
+                                        "bad_words",
+                                        "suffix",
+                                        "audio",
+                                        "web_search_options",
+                                        "functions",
+                                        "prompt_embeds",
+                                        "repetition_detection",
                                         "thinking_token_budget"};
 
 bool IsTrivial(const Json& value) {
@@ -47,7 +81,8 @@ void RefuseUnsupported(FieldReader& fields, const GenerateRequest& request) {
     if (type == format->end() || !type->is_string()) {
       fields.Complain("response_format.type", "is missing; send \"text\" or leave `response_format` out");
     } else if (*type != "text") {
-      fields.Complain("response_format", "other than \"text\" is not supported by this version of the server; leave it out", ErrorCode::kNotSupported);
+      fields.Complain("response_format", "other than \"text\" is not supported by this version of the server; leave it out",
+                      ErrorCode::kNotSupported);
     }
   }
 }
@@ -133,7 +168,8 @@ void ReadPromptLogprobs(FieldReader& fields, OpenAiRequest* out, GenerateRequest
 }
 
 // A string, an array of strings, an array of ids, or an array of arrays of ids.
-void ReadPrompts(FieldReader& fields, const ServerLimits& limits, const GenerateRequest& base, OpenAiRequest* out, ApiError* error) {
+void ReadPrompts(FieldReader& fields, const ServerLimits& limits, const GenerateRequest& base, OpenAiRequest* out,
+                 ApiError* error) {
   const Json* prompt = fields.Find("prompt");
   const auto add = [&](std::variant<std::string, std::vector<int32_t>, ChatInput> value) {
     out->generate.push_back(base);
@@ -149,7 +185,8 @@ void ReadPrompts(FieldReader& fields, const ServerLimits& limits, const Generate
     return;
   }
   if (prompt->size() > limits.prompts) {
-    return fields.Complain("prompt", fmt::format("holds {} prompts but the limit is {}; send several requests", prompt->size(), limits.prompts));
+    return fields.Complain(
+        "prompt", fmt::format("holds {} prompts but the limit is {}; send several requests", prompt->size(), limits.prompts));
   }
   if (base.n > 0 && base.n <= 1 << 20 && prompt->size() * size_t(base.n) > limits.choices) {
     return fields.Complain("prompt", fmt::format("times `n` makes {} choices but the limit is {}; send several requests",
@@ -182,11 +219,13 @@ std::string CheckContent(const Json& content, const std::string& where, bool opt
     const Json& part = content[i];
     const std::string place = fmt::format("{}[{}]", where, i);
     if (part.is_string()) continue;
-    if (!part.is_object() || !part.contains("type") || !part["type"].is_string()) return fail(place, "must be an object with a `type`");
+    if (!part.is_object() || !part.contains("type") || !part["type"].is_string())
+      return fail(place, "must be an object with a `type`");
     const std::string type = part["type"].get<std::string>();
     if (type != "text" && type != "input_text" && type != "output_text") {
-      return fail(place, fmt::format("is of type \"{}\" but this model takes text only; send parts of type \"text\"", type.substr(0, 32)),
-                  ErrorCode::kNotSupported);
+      return fail(
+          place, fmt::format("is of type \"{}\" but this model takes text only; send parts of type \"text\"", type.substr(0, 32)),
+          ErrorCode::kNotSupported);
     }
     if (!part.contains("text") || !part["text"].is_string()) return fail(place + ".text", "is missing; send a string");
   }
@@ -202,7 +241,8 @@ ApiError CheckMessage(const Json& message, size_t index) {
   };
   if (!message.is_object()) return fail(place, "must be an object with `role` and `content`");
   const auto role = message.find("role");
-  if (role == message.end() || !role->is_string()) return fail(place + ".role", "is missing; send system, user, assistant or tool");
+  if (role == message.end() || !role->is_string())
+    return fail(place + ".role", "is missing; send system, user, assistant or tool");
   constexpr std::array<std::string_view, 6> kRoles = {"developer", "system", "user", "assistant", "tool", "function"};
   if (std::find(kRoles.begin(), kRoles.end(), role->get_ref<const std::string&>()) == kRoles.end()) {
     return fail(place + ".role", fmt::format("is \"{}\" but must be one of developer, system, user, assistant, tool, function",
@@ -228,8 +268,11 @@ void CheckTools(FieldReader& fields, ChatInput* out) {
   }
   if (tools->empty()) return fields.Complain("tools", "is an empty array; leave it out");
   if (choice == nullptr || *choice != "none") {
-    return fields.Complain("tools", "are not called by this version of the server; leave them out, or set `tool_choice` to \"none\" to only show "
-                           "them to the model", ErrorCode::kNotSupported);
+    return fields.Complain(
+        "tools",
+        "are not called by this version of the server; leave them out, or set `tool_choice` to \"none\" to only show "
+        "them to the model",
+        ErrorCode::kNotSupported);
   }
   out->tools = *tools;
 }
@@ -248,7 +291,8 @@ ApiError ParseChatInput(FieldReader& fields, const ServerLimits& limits, ApiErro
   }
   if (messages->empty()) fields.Complain("messages", "is empty; send at least one message");
   if (messages->size() > limits.messages) {
-    fields.Complain("messages", fmt::format("holds {} messages but the limit is {}; leave out the oldest", messages->size(), limits.messages));
+    fields.Complain("messages", fmt::format("holds {} messages but the limit is {}; leave out the oldest", messages->size(),
+                                            limits.messages));
   }
   for (size_t i = 0; i < messages->size() && error->ok(); ++i) *error = CheckMessage((*messages)[i], i);
   out->add_generation_prompt = fields.Bool("add_generation_prompt", true);
@@ -262,7 +306,8 @@ ApiError ParseChatInput(FieldReader& fields, const ServerLimits& limits, ApiErro
   if (const Json* kwargs = fields.Object("chat_template_kwargs")) out->chat_template_kwargs = *kwargs;
   if (const Json* documents = fields.Array("documents")) out->documents = *documents;
   if (fields.Find("chat_template") != nullptr) {
-    fields.Complain("chat_template", "of a request is not trusted; the operator can set one with --chat-template", ErrorCode::kNotSupported);
+    fields.Complain("chat_template", "of a request is not trusted; the operator can set one with --chat-template",
+                    ErrorCode::kNotSupported);
   }
   if (error->ok()) out->messages = *messages;
   out->now = std::time(nullptr);
@@ -306,7 +351,8 @@ ApiError ParseChatRequest(const Json& body, const ServerLimits& limits, int64_t 
     request.max_tokens = newer;
     out->max_tokens_field = "max_completion_tokens";
   }
-  if (fields.Bool("echo", false)) fields.Complain("echo", "is not supported for chats; use /v1/completions", ErrorCode::kNotSupported);
+  if (fields.Bool("echo", false))
+    fields.Complain("echo", "is not supported for chats; use /v1/completions", ErrorCode::kNotSupported);
   out->return_token_ids = fields.Bool("return_token_ids", false);
   out->tokens_as_ids = fields.Bool("return_tokens_as_token_ids", false);
   ReadPromptLogprobs(fields, out, request);

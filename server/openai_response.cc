@@ -21,18 +21,19 @@ class OpenAiResponse::PromptSink : public ResponseSink {
 };
 
 void AppendUsage(std::string& out, const Usage& usage) {
-  fmt::format_to(std::back_inserter(out),
-                 "{{\"prompt_tokens\":{},\"total_tokens\":{},\"completion_tokens\":{},\"prompt_tokens_details\":{{\"cached_tokens\":{}}},"
-                 "\"completion_tokens_details\":{{\"reasoning_tokens\":0}}}}",
-                 usage.prompt_tokens, usage.prompt_tokens + usage.completion_tokens, usage.completion_tokens, usage.cached_tokens);
+  fmt::format_to(
+      std::back_inserter(out),
+      "{{\"prompt_tokens\":{},\"total_tokens\":{},\"completion_tokens\":{},\"prompt_tokens_details\":{{\"cached_tokens\":{}}},"
+      "\"completion_tokens_details\":{{\"reasoning_tokens\":0}}}}",
+      usage.prompt_tokens, usage.prompt_tokens + usage.completion_tokens, usage.completion_tokens, usage.cached_tokens);
 }
 
 OpenAiResponse::OpenAiResponse(Service* service, std::shared_ptr<HttpExchange> exchange, OpenAiRequest request)
     : service_(service), exchange_(std::move(exchange)), request_(std::move(request)), n_(request_.generate.front().n) {
   const bool chat = request_.chat;
   const char* object = !chat ? "text_completion" : request_.stream ? "chat.completion.chunk" : "chat.completion";
-  head_ = fmt::format("{{\"id\":\"{}-{}\",\"object\":\"{}\",\"created\":{},\"model\":", chat ? "chatcmpl" : "cmpl", exchange_->request_id(), object,
-                      std::time(nullptr));
+  head_ = fmt::format("{{\"id\":\"{}-{}\",\"object\":\"{}\",\"created\":{},\"model\":", chat ? "chatcmpl" : "cmpl",
+                      exchange_->request_id(), object, std::time(nullptr));
   const std::string& asked = request_.generate.front().model;
   AppendJsonString(head_, asked.empty() ? service_->model().names.front() : asked);
   head_ += ",\"system_fingerprint\":\"kvasir-" KVASIR_VERSION "\"";
@@ -65,7 +66,8 @@ void OpenAiResponse::Start() {
     if (request_.echo) {
       if (const auto* text = std::get_if<std::string>(&request_.generate[i].prompt)) prompts_[i].echo_text = *text;
     }
-    prompts_[i].call = service_->Generate(std::move(request_.generate[i]), exchange_->loop(), std::make_shared<PromptSink>(self, i));
+    prompts_[i].call =
+        service_->Generate(std::move(request_.generate[i]), exchange_->loop(), std::make_shared<PromptSink>(self, i));
   }
 }
 

@@ -1,5 +1,6 @@
-// The answer to /v1/completions and /v1/chat/completions: takes Service's events of one or several prompts and writes one JSON body or a stream
-// of server-sent events. Lives on the I/O thread of its exchange. Errors that are known before the first event are a plain HTTP error.
+// The answer to /v1/completions and /v1/chat/completions: takes Service's events of one or several prompts and writes one JSON
+// body or a stream of server-sent events. Lives on the I/O thread of its exchange. Errors that are known before the first event
+// are a plain HTTP error.
 #pragma once
 
 #include <memory>
@@ -23,9 +24,9 @@ class OpenAiResponse : public std::enable_shared_from_this<OpenAiResponse> {
   class PromptSink;
 
   struct Choice {
-    std::string text;          // the whole text, where it is not streamed
-    std::string token_ids;     // JSON numbers
-    std::string chat_logprobs; // JSON objects
+    std::string text;           // the whole text, where it is not streamed
+    std::string token_ids;      // JSON numbers
+    std::string chat_logprobs;  // JSON objects
     LegacyLogprobs legacy;
     std::string finish_reason, stop_reason = "null";  // JSON
   };
@@ -61,7 +62,7 @@ class OpenAiResponse : public std::enable_shared_from_this<OpenAiResponse> {
   std::shared_ptr<HttpExchange> exchange_;
   OpenAiRequest request_;
   const int64_t n_;
-  std::string head_;       // {"id":...,"object":...,"created":...,"model":...  of every chunk
+  std::string head_;  // {"id":...,"object":...,"created":...,"model":...  of every chunk
   TokenNaming naming_, legacy_naming_;
   std::vector<Prompt> prompts_;
   std::vector<Choice> choices_;

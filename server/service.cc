@@ -43,7 +43,8 @@ Service::Service(ServiceConfig config)
 Service::~Service() = default;
 
 ApiError Service::CheckModel(std::string_view name) const {
-  if (name.empty() || std::find(config_.model.names.begin(), config_.model.names.end(), name) != config_.model.names.end()) return {};
+  if (name.empty() || std::find(config_.model.names.begin(), config_.model.names.end(), name) != config_.model.names.end())
+    return {};
   return {.code = ErrorCode::kModelNotFound,
           .message = fmt::format("The model `{}` does not exist. This server serves `{}`; see /v1/models.", name.substr(0, 200),
                                  config_.model.names.front()),
@@ -52,15 +53,20 @@ ApiError Service::CheckModel(std::string_view name) const {
 
 ApiError Service::CheckReady() const {
   if (!config_.engine->Healthy()) {
-    return {.code = ErrorCode::kEngineFailed, .message = "The engine has failed; the server must be restarted.", .retry_after_seconds = 5};
+    return {.code = ErrorCode::kEngineFailed,
+            .message = "The engine has failed; the server must be restarted.",
+            .retry_after_seconds = 5};
   }
   if (draining()) {
-    return {.code = ErrorCode::kDraining, .message = "The server is shutting down; send the request to another server.", .retry_after_seconds = 2};
+    return {.code = ErrorCode::kDraining,
+            .message = "The server is shutting down; send the request to another server.",
+            .retry_after_seconds = 2};
   }
   return {};
 }
 
-std::shared_ptr<Call> Service::Generate(GenerateRequest request, std::shared_ptr<CallLoop> loop, std::shared_ptr<ResponseSink> sink) {
+std::shared_ptr<Call> Service::Generate(GenerateRequest request, std::shared_ptr<CallLoop> loop,
+                                        std::shared_ptr<ResponseSink> sink) {
   auto call = std::make_shared<Call>(this, std::move(loop), std::move(sink), config_.clock->NowMicros());
   const auto* text = std::get_if<std::string>(&request.prompt);
   const auto* ids = std::get_if<std::vector<int32_t>>(&request.prompt);
@@ -71,7 +77,9 @@ std::shared_ptr<Call> Service::Generate(GenerateRequest request, std::shared_ptr
   }
   auto shared = std::make_shared<GenerateRequest>(std::move(request));
   if (!workers_.Post([this, call, shared] { Prepare(call, std::move(*shared)); })) {
-    call->Refuse({.code = ErrorCode::kServerBusy, .message = "Too many long prompts are being prepared; retry in a moment.", .retry_after_seconds = 2});
+    call->Refuse({.code = ErrorCode::kServerBusy,
+                  .message = "Too many long prompts are being prepared; retry in a moment.",
+                  .retry_after_seconds = 2});
   }
   return call;
 }
@@ -108,27 +116,31 @@ void Service::Prepare(const std::shared_ptr<Call>& call, GenerateRequest request
   if (id.ok()) return call->Submitted(*id);
   if (ApiError error = CheckReady(); !error.ok()) return call->Refuse(std::move(error));
   if (id.status().code() == StatusCode::kUnavailable) {
-    return call->Refuse({.code = ErrorCode::kDraining, .message = "The server is shutting down; send the request to another server."});
+    return call->Refuse(
+        {.code = ErrorCode::kDraining, .message = "The server is shutting down; send the request to another server."});
   }
-  call->Refuse({.code = ErrorCode::kQueueFull,
-                .message = fmt::format("The queue is full; retry in {} s. More can wait with --max-waiting-requests.", retry_after),
-                .retry_after_seconds = retry_after});
+  call->Refuse(
+      {.code = ErrorCode::kQueueFull,
+       .message = fmt::format("The queue is full; retry in {} s. More can wait with --max-waiting-requests.", retry_after),
+       .retry_after_seconds = retry_after});
 }
 
 ApiError Service::CheckStops(const GenerateRequest& request) const {
   const ServerLimits& limits = config_.limits;
   if (request.stop.size() > limits.stop_strings) {
-    return Invalid("stop", fmt::format("`stop` has {} strings but the limit is {}; send fewer", request.stop.size(), limits.stop_strings));
+    return Invalid(
+        "stop", fmt::format("`stop` has {} strings but the limit is {}; send fewer", request.stop.size(), limits.stop_strings));
   }
   for (size_t i = 0; i < request.stop.size(); ++i) {
     if (request.stop[i].empty()) return Invalid("stop", fmt::format("`stop` holds an empty string at index {}; leave it out", i));
     if (request.stop[i].size() > limits.stop_bytes) {
-      return Invalid("stop", fmt::format("`stop` holds a string of {} bytes at index {} but the limit is {}; shorten it", request.stop[i].size(), i,
-                                         limits.stop_bytes));
+      return Invalid("stop", fmt::format("`stop` holds a string of {} bytes at index {} but the limit is {}; shorten it",
+                                         request.stop[i].size(), i, limits.stop_bytes));
     }
   }
   if (request.cache_salt.size() > limits.cache_salt_bytes || request.cache_salt.find('\0') != std::string::npos) {
-    return Invalid("cache_salt", fmt::format("`cache_salt` must be at most {} bytes without NUL; shorten it", limits.cache_salt_bytes));
+    return Invalid("cache_salt",
+                   fmt::format("`cache_salt` must be at most {} bytes without NUL; shorten it", limits.cache_salt_bytes));
   }
   if (request.timeout_millis < 0) return Invalid("timeout", "`timeout` is negative; leave it out for no timeout");
   return {};
@@ -152,7 +164,8 @@ ApiError Service::Tokens(const GenerateRequest& request, std::vector<int32_t>* i
   if (request.truncate_prompt_tokens) {
     int64_t keep = *request.truncate_prompt_tokens;
     if (keep < -1 || keep == 0 || keep > context) {
-      return Invalid("truncate_prompt_tokens", fmt::format("`truncate_prompt_tokens` is {} but must be -1 or in [1, {}]", keep, context));
+      return Invalid("truncate_prompt_tokens",
+                     fmt::format("`truncate_prompt_tokens` is {} but must be -1 or in [1, {}]", keep, context));
     }
     if (keep == -1) keep = std::max<int64_t>(1, context - request.max_tokens.value_or(1));
     if (int64_t(ids->size()) > keep) ids->erase(ids->begin(), ids->end() - keep);
@@ -162,9 +175,10 @@ ApiError Service::Tokens(const GenerateRequest& request, std::vector<int32_t>* i
   if (asked < 1) return {};  // ValidatedRequest names it
   if (prompt >= context || asked > context - prompt) {
     return {.code = ErrorCode::kContextLengthExceeded,
-            .message = fmt::format("This model's maximum context length is {} tokens. However, you requested {} tokens ({} in the `prompt`, {} in "
-                                   "the completion). Shorten the `prompt` or lower `max_tokens`.",
-                                   context, asked > INT64_MAX - prompt ? INT64_MAX : prompt + asked, prompt, asked),
+            .message = fmt::format(
+                "This model's maximum context length is {} tokens. However, you requested {} tokens ({} in the `prompt`, {} in "
+                "the completion). Shorten the `prompt` or lower `max_tokens`.",
+                context, asked > INT64_MAX - prompt ? INT64_MAX : prompt + asked, prompt, asked),
             .param = prompt >= context ? "prompt" : "max_tokens"};
   }
   return {};
@@ -195,7 +209,8 @@ StatusOr<RequestDraft> Service::MakeDraft(GenerateRequest& request, std::vector<
   sampling.presence_penalty = request.presence_penalty.value_or(0.0f);
   sampling.frequency_penalty = request.frequency_penalty.value_or(0.0f);
   const int64_t top_k = request.top_k ? *request.top_k : defaults.top_k.value_or(0);
-  if (top_k < -1 || top_k > INT32_MAX) return InvalidArgument("`top_k` is {} but must be in [-1, {}]; 0 and -1 turn it off", top_k, INT32_MAX);
+  if (top_k < -1 || top_k > INT32_MAX)
+    return InvalidArgument("`top_k` is {} but must be in [-1, {}]; 0 and -1 turn it off", top_k, INT32_MAX);
   sampling.top_k = int32_t(std::max<int64_t>(0, top_k));
   sampling.logit_bias = std::move(request.logit_bias);
   sampling.allowed_token_ids = std::move(request.allowed_token_ids);
@@ -215,7 +230,8 @@ StatusOr<RequestDraft> Service::MakeDraft(GenerateRequest& request, std::vector<
   draft.salt = Salt(request);
   draft.arrival_micros = arrival_micros;
   constexpr int64_t kLongestMillis = int64_t{1000} * 86400 * 365;
-  if (request.timeout_millis > 0) draft.deadline_micros = arrival_micros + std::min(request.timeout_millis, kLongestMillis) * 1000;
+  if (request.timeout_millis > 0)
+    draft.deadline_micros = arrival_micros + std::min(request.timeout_millis, kLongestMillis) * 1000;
   return draft;
 }
 
@@ -232,14 +248,17 @@ TenantSalt Service::Salt(const GenerateRequest& request) const {
 
 StatusOr<std::string> Service::Render(const ChatInput& input) const {
   if (config_.chat_template == nullptr) {
-    return InvalidArgument("`messages` cannot be used: this model has no chat template; use /v1/completions or start the server with --chat-template");
+    return InvalidArgument(
+        "`messages` cannot be used: this model has no chat template; use /v1/completions or start the server with "
+        "--chat-template");
   }
   auto text = config_.chat_template->Render(input);
   if (text.ok()) return text;
   return Status(text.status().code(), fmt::format("`messages`: {}", Message(text.status())));
 }
 
-StatusOr<std::vector<int32_t>> Service::Tokenize(const std::variant<std::string, ChatInput>& input, std::optional<bool> add_special_tokens) const {
+StatusOr<std::vector<int32_t>> Service::Tokenize(const std::variant<std::string, ChatInput>& input,
+                                                 std::optional<bool> add_special_tokens) const {
   if (const auto* text = std::get_if<std::string>(&input)) {
     auto ids = config_.tokenizer->Encode(*text, add_special_tokens.value_or(true));
     if (ids.ok()) return ids;

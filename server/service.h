@@ -1,8 +1,10 @@
 // Service: what Kvasir does, without a protocol. Both fronts build a GenerateRequest and give a ResponseSink; Service validates,
-// renders the chat template, tokenizes, submits, and turns the engine's events into text, stop strings, logprobs, usage and metrics.
+// renders the chat template, tokenizes, submits, and turns the engine's events into text, stop strings, logprobs, usage and
+// metrics.
 //
-// Thread-safe. Everything a client may get wrong is checked here or in ValidatedRequest, once for both fronts. Callbacks of a sink come
-// on the CallLoop given to Generate, never inside Generate, in the order OnStart, OnDelta..., OnFinish for each choice, OnEnd exactly once.
+// Thread-safe. Everything a client may get wrong is checked here or in ValidatedRequest, once for both fronts. Callbacks of a
+// sink come on the CallLoop given to Generate, never inside Generate, in the order OnStart, OnDelta..., OnFinish for each choice,
+// OnEnd exactly once.
 #pragma once
 
 #include <atomic>
@@ -50,11 +52,11 @@ struct GenerateRequest {
 
   std::optional<int64_t> logprobs, prompt_logprobs;  // alternatives; unset = none
   bool skip_special_tokens = true;
-  std::optional<bool> add_special_tokens;  // default: true for text, false for chat
+  std::optional<bool> add_special_tokens;         // default: true for text, false for chat
   std::optional<int64_t> truncate_prompt_tokens;  // keep the last ones; -1 = as many as the context takes
   int64_t priority = 0;
   std::string cache_salt;
-  std::string tenant;  // who asks, from the key; never from the request
+  std::string tenant;          // who asks, from the key; never from the request
   int64_t timeout_millis = 0;  // 0 = none
 };
 
@@ -66,10 +68,10 @@ struct Started {
 
 struct Delta {
   int32_t choice = 0;
-  std::string_view text;                    // whole characters; may be empty while text is held back
-  std::span<const int32_t> token_ids;       // since the last delta
-  std::span<const SampleResult> logprobs;   // parallel to token_ids, or empty when not asked for
-  int64_t completion_tokens = 0;            // of all choices so far
+  std::string_view text;                   // whole characters; may be empty while text is held back
+  std::span<const int32_t> token_ids;      // since the last delta
+  std::span<const SampleResult> logprobs;  // parallel to token_ids, or empty when not asked for
+  int64_t completion_tokens = 0;           // of all choices so far
 };
 
 struct Finished {
@@ -105,7 +107,7 @@ struct ModelInfo {
 };
 
 struct ServiceConfig {
-  Engine* engine = nullptr;               // outlive the service
+  Engine* engine = nullptr;  // outlive the service
   const Tokenizer* tokenizer = nullptr;
   const ChatTemplate* chat_template = nullptr;  // null: the model has none
   const Clock* clock = nullptr;                 // the engine's
@@ -117,7 +119,7 @@ struct ServiceConfig {
 
 // A request under way. Kept by the front for as long as it may want to cancel.
 class Call;
-void CancelCall(const std::shared_ptr<Call>& call);     // idempotent; OnEnd still comes. Any thread.
+void CancelCall(const std::shared_ptr<Call>& call);      // idempotent; OnEnd still comes. Any thread.
 bool CallIsAccepted(const std::shared_ptr<Call>& call);  // the engine has taken it: it waits or runs. Any thread.
 
 class Service {
@@ -130,7 +132,8 @@ class Service {
   std::shared_ptr<Call> Generate(GenerateRequest request, std::shared_ptr<CallLoop> loop, std::shared_ptr<ResponseSink> sink);
 
   // Pure and thread-safe, but slow for long input: run them on workers().
-  StatusOr<std::vector<int32_t>> Tokenize(const std::variant<std::string, ChatInput>& input, std::optional<bool> add_special_tokens) const;
+  StatusOr<std::vector<int32_t>> Tokenize(const std::variant<std::string, ChatInput>& input,
+                                          std::optional<bool> add_special_tokens) const;
   StatusOr<std::string> Detokenize(std::span<const int32_t> ids, bool skip_special_tokens) const;
   StatusOr<std::string> Render(const ChatInput& input) const;
 

@@ -15,17 +15,23 @@ constexpr ErrorEntry kTable[] = {
     {ErrorCode::kNone, "", "", 200, StatusCode::kOk, true, false, false},
     {ErrorCode::kInvalidJson, "invalid_json", kInvalidType, 400, StatusCode::kInvalidArgument, false, false, false},
     {ErrorCode::kInvalidRequest, "invalid_request_error", kInvalidType, 400, StatusCode::kInvalidArgument, false, false, false},
-    {ErrorCode::kContextLengthExceeded, "context_length_exceeded", kInvalidType, 400, StatusCode::kInvalidArgument, false, false, false},
-    {ErrorCode::kRequestTooLargeForPool, "request_too_large_for_pool", kInvalidType, 400, StatusCode::kInvalidArgument, false, false, false},
-    {ErrorCode::kTemplateBudgetExceeded, "template_budget_exceeded", kInvalidType, 400, StatusCode::kInvalidArgument, false, false, false},
-    {ErrorCode::kInvalidApiKey, "invalid_api_key", "authentication_error", 401, StatusCode::kUnauthenticated, false, false, false},
+    {ErrorCode::kContextLengthExceeded, "context_length_exceeded", kInvalidType, 400, StatusCode::kInvalidArgument, false, false,
+     false},
+    {ErrorCode::kRequestTooLargeForPool, "request_too_large_for_pool", kInvalidType, 400, StatusCode::kInvalidArgument, false,
+     false, false},
+    {ErrorCode::kTemplateBudgetExceeded, "template_budget_exceeded", kInvalidType, 400, StatusCode::kInvalidArgument, false,
+     false, false},
+    {ErrorCode::kInvalidApiKey, "invalid_api_key", "authentication_error", 401, StatusCode::kUnauthenticated, false, false,
+     false},
     {ErrorCode::kModelNotFound, "model_not_found", "not_found_error", 404, StatusCode::kNotFound, false, false, false},
     {ErrorCode::kRouteNotFound, "not_found", "not_found_error", 404, StatusCode::kUnimplemented, false, false, false},
     {ErrorCode::kMethodNotAllowed, "method_not_allowed", kInvalidType, 405, StatusCode::kUnimplemented, false, false, false},
     {ErrorCode::kRequestTimeout, "request_timeout", "timeout_error", 408, StatusCode::kDeadlineExceeded, true, false, false},
-    {ErrorCode::kPayloadTooLarge, "payload_too_large", "request_too_large", 413, StatusCode::kResourceExhausted, false, false, true},
+    {ErrorCode::kPayloadTooLarge, "payload_too_large", "request_too_large", 413, StatusCode::kResourceExhausted, false, false,
+     true},
     {ErrorCode::kUriTooLong, "uri_too_long", "request_too_large", 414, StatusCode::kResourceExhausted, false, false, true},
-    {ErrorCode::kHeadersTooLarge, "headers_too_large", "request_too_large", 431, StatusCode::kResourceExhausted, false, false, true},
+    {ErrorCode::kHeadersTooLarge, "headers_too_large", "request_too_large", 431, StatusCode::kResourceExhausted, false, false,
+     true},
     {ErrorCode::kQueueFull, "queue_full", "rate_limit_exceeded", 429, StatusCode::kResourceExhausted, true, true, false},
     {ErrorCode::kServerBusy, "server_busy", "service_unavailable", 503, StatusCode::kUnavailable, true, true, false},
     {ErrorCode::kLoading, "loading", "service_unavailable", 503, StatusCode::kUnavailable, true, true, false},
@@ -55,7 +61,8 @@ ApiError ToApiError(const Status& status) {
   error.message = Message(status);
   error.param = LeadingField(error.message);
   switch (status.code()) {
-    case StatusCode::kOk: break;
+    case StatusCode::kOk:
+      break;
     case StatusCode::kInvalidArgument:
       error.code = error.message.find("template budget exceeded") != std::string::npos ? ErrorCode::kTemplateBudgetExceeded
                                                                                        : ErrorCode::kInvalidRequest;
@@ -64,21 +71,38 @@ ApiError ToApiError(const Status& status) {
       error.code = error.message.find("KV pool") != std::string::npos ? ErrorCode::kRequestTooLargeForPool
                                                                       : ErrorCode::kContextLengthExceeded;
       break;
-    case StatusCode::kNotFound: error.code = ErrorCode::kModelNotFound; break;
-    case StatusCode::kUnauthenticated: error.code = ErrorCode::kInvalidApiKey; break;
-    case StatusCode::kResourceExhausted: error.code = ErrorCode::kQueueFull; break;
-    case StatusCode::kUnavailable: error.code = ErrorCode::kServerBusy; break;
-    case StatusCode::kUnimplemented: error.code = ErrorCode::kNotSupported; break;
-    case StatusCode::kDeadlineExceeded: error.code = ErrorCode::kRequestTimeout; break;
-    case StatusCode::kCancelled: error.code = ErrorCode::kCancelled; break;
+    case StatusCode::kNotFound:
+      error.code = ErrorCode::kModelNotFound;
+      break;
+    case StatusCode::kUnauthenticated:
+      error.code = ErrorCode::kInvalidApiKey;
+      break;
+    case StatusCode::kResourceExhausted:
+      error.code = ErrorCode::kQueueFull;
+      break;
+    case StatusCode::kUnavailable:
+      error.code = ErrorCode::kServerBusy;
+      break;
+    case StatusCode::kUnimplemented:
+      error.code = ErrorCode::kNotSupported;
+      break;
+    case StatusCode::kDeadlineExceeded:
+      error.code = ErrorCode::kRequestTimeout;
+      break;
+    case StatusCode::kCancelled:
+      error.code = ErrorCode::kCancelled;
+      break;
     default:
       // What went wrong inside is for the log, not for the client.
-      error = {.code = ErrorCode::kInternal, .message = "The server failed on this request; the same request would fail again. Please report it."};
+      error = {.code = ErrorCode::kInternal,
+               .message = "The server failed on this request; the same request would fail again. Please report it."};
   }
   return error;
 }
 
-Status ToStatus(const ApiError& error) { return Status(Describe(error.code).grpc, error.message); }
+Status ToStatus(const ApiError& error) {
+  return Status(Describe(error.code).grpc, error.message);
+}
 
 void RenameParam(ApiError& error, std::string_view from, std::string_view to) {
   if (error.param == from) error.param = to;

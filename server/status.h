@@ -1,7 +1,8 @@
-// The error catalogue: the one table from which HTTP status, OpenAI error body, gRPC code and retry headers are made, for both fronts.
+// The error catalogue: the one table from which HTTP status, OpenAI error body, gRPC code and retry headers are made, for both
+// fronts.
 //
-// Service and the fronts report ApiError; nothing else reaches a client. Messages say what is wrong and what to do; they never hold
-// paths, addresses or text of other requests.
+// Service and the fronts report ApiError; nothing else reaches a client. Messages say what is wrong and what to do; they never
+// hold paths, addresses or text of other requests.
 #pragma once
 
 #include <cstdint>
@@ -39,13 +40,13 @@ enum class ErrorCode : uint8_t {
 
 struct ErrorEntry {
   ErrorCode code;
-  const char* name;           // error.code
-  const char* type;           // error.type
-  int http;                   // status
-  StatusCode grpc;            // same numbers as gRPC's
-  bool should_retry;          // false: x-should-retry: false
-  bool retry_after;           // Retry-After is sent
-  bool closes;                // Connection: close
+  const char* name;   // error.code
+  const char* type;   // error.type
+  int http;           // status
+  StatusCode grpc;    // same numbers as gRPC's
+  bool should_retry;  // false: x-should-retry: false
+  bool retry_after;   // Retry-After is sent
+  bool closes;        // Connection: close
 };
 
 const ErrorEntry& Describe(ErrorCode code);

@@ -1,5 +1,5 @@
-// StopMatcher: finds stop strings in a text that arrives in pieces, and holds back exactly the text that could still become one. One per choice,
-// on the loop's thread. What it lets out never depends on how the text was cut into pieces.
+// StopMatcher: finds stop strings in a text that arrives in pieces, and holds back exactly the text that could still become one.
+// One per choice, on the loop's thread. What it lets out never depends on how the text was cut into pieces.
 #pragma once
 
 #include <algorithm>
@@ -14,8 +14,8 @@ class StopMatcher {
   // `stops` outlive the matcher and hold no empty string.
   StopMatcher(const std::vector<std::string>* stops, bool include_stop) : stops_(stops), include_stop_(include_stop) {}
 
-  // Appends what is certain now to `out`. When a stop string is complete: the text before it (with it, if wanted), and true; the matcher is
-  // done then. The one that is complete first wins; among several complete at the same byte, the one that began first.
+  // Appends what is certain now to `out`. When a stop string is complete: the text before it (with it, if wanted), and true; the
+  // matcher is done then. The one that is complete first wins; among several complete at the same byte, the one that began first.
   bool Append(std::string_view text, std::string& out) {
     if (stops_->empty()) {
       out += text;

@@ -1,5 +1,5 @@
-// WorkerPool: a few threads for work that would hold up an I/O thread: chat templates, tokenization and parsing of long input. The queue is
-// bounded; when it is full, Post refuses and the caller answers "server busy".
+// WorkerPool: a few threads for work that would hold up an I/O thread: chat templates, tokenization and parsing of long input.
+// The queue is bounded; when it is full, Post refuses and the caller answers "server busy".
 #pragma once
 
 #include <condition_variable>

@@ -84,17 +84,21 @@ struct Answer {
     for (size_t at = 0; at < body.size();) {
       const size_t end = std::min(body.find("\n\n", at), body.size());
       const std::string line = body.substr(at, end - at);
-      if (line == "data: [DONE]") events.emplace_back("[DONE]");
-      else if (line.rfind("data: ", 0) == 0) events.push_back(nlohmann::json::parse(line.substr(6), nullptr, false));
+      if (line == "data: [DONE]")
+        events.emplace_back("[DONE]");
+      else if (line.rfind("data: ", 0) == 0)
+        events.push_back(nlohmann::json::parse(line.substr(6), nullptr, false));
       at = end + 2;
     }
     return events;
   }
 };
 
-inline std::string RequestText(std::string_view method, std::string_view target, std::string_view body = {}, std::string_view headers = {}) {
+inline std::string RequestText(std::string_view method, std::string_view target, std::string_view body = {},
+                               std::string_view headers = {}) {
   std::string text = std::string(method) + " " + std::string(target) + " HTTP/1.1\r\nHost: test\r\n" + std::string(headers);
-  if (!body.empty() || method == "POST") text += "Content-Type: application/json\r\nContent-Length: " + std::to_string(body.size()) + "\r\n";
+  if (!body.empty() || method == "POST")
+    text += "Content-Type: application/json\r\nContent-Length: " + std::to_string(body.size()) + "\r\n";
   return text + "\r\n" + std::string(body);
 }
 
@@ -151,7 +155,8 @@ inline Answer ReadAnswer(Socket& socket, std::string* rest = nullptr, bool head_
   return answer;
 }
 
-inline Answer Ask(int port, std::string_view method, std::string_view target, std::string_view body = {}, std::string_view headers = {}) {
+inline Answer Ask(int port, std::string_view method, std::string_view target, std::string_view body = {},
+                  std::string_view headers = {}) {
   Socket socket(port);
   socket.Send(RequestText(method, target, body, headers));
   return ReadAnswer(socket, nullptr, method == "HEAD");

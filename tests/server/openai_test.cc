@@ -16,7 +16,8 @@ TEST(Completions, AnswersWithTextUsageAndReason) {
   EXPECT_EQ(body["choices"][0]["text"], FixtureOptions().answer);
   EXPECT_EQ(body["choices"][0]["finish_reason"], "stop");
   EXPECT_TRUE(body["choices"][0]["stop_reason"].is_null());
-  EXPECT_EQ(body["usage"]["total_tokens"], body["usage"]["prompt_tokens"].get<int>() + body["usage"]["completion_tokens"].get<int>());
+  EXPECT_EQ(body["usage"]["total_tokens"],
+            body["usage"]["prompt_tokens"].get<int>() + body["usage"]["completion_tokens"].get<int>());
   EXPECT_EQ(body["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
   EXPECT_FALSE(answer.headers.at("x-request-id").empty());
   EXPECT_EQ(body["model"], "tiny");
@@ -42,7 +43,8 @@ TEST(Completions, SeveralPromptsAreSeveralChoices) {
 
 TEST(Completions, EchoPutsThePromptFirst) {
   TestServer server;
-  const json body = Post(server.port(), "/v1/completions", {{"prompt", "Once"}, {"max_tokens", 3}, {"echo", true}, {"logprobs", 2}}).Json();
+  const json body =
+      Post(server.port(), "/v1/completions", {{"prompt", "Once"}, {"max_tokens", 3}, {"echo", true}, {"logprobs", 2}}).Json();
   const json& choice = body["choices"][0];
   const std::string text = choice["text"];
   EXPECT_EQ(text.substr(0, 4), "Once") << body;
@@ -74,7 +76,8 @@ json Join(const std::vector<json>& events, bool chat) {
     for (const json& choice : event["choices"]) {
       const std::string piece = chat ? choice["delta"].value("content", "") : choice["text"].get<std::string>();
       joined["text"] = joined["text"].get<std::string>() + piece;
-      if (choice.contains("token_ids")) joined["ids"].insert(joined["ids"].end(), choice["token_ids"].begin(), choice["token_ids"].end());
+      if (choice.contains("token_ids"))
+        joined["ids"].insert(joined["ids"].end(), choice["token_ids"].begin(), choice["token_ids"].end());
       if (!choice["finish_reason"].is_null()) joined["finish"] = {choice["finish_reason"], choice["stop_reason"]};
     }
   }
@@ -92,8 +95,10 @@ TEST(Streams, EqualTheWholeAnswer) {
     for (const bool chat : {false, true}) {
       const char* path = chat ? "/v1/chat/completions" : "/v1/completions";
       json body = request;
-      if (chat) body["messages"] = {{{"role", "user"}, {"content", "Hi"}}};
-      else body["prompt"] = "Hi";
+      if (chat)
+        body["messages"] = {{{"role", "user"}, {"content", "Hi"}}};
+      else
+        body["prompt"] = "Hi";
       body["return_token_ids"] = true;
       const json whole = Post(server.port(), path, body).Json();
       body["stream"] = true;
@@ -130,14 +135,16 @@ TEST(Stops, IdsEndTheTextAndAreNamed) {
   TestServer server;
   const std::vector<int32_t> ids = server.tokenizer->Encode(FixtureOptions().answer, false).value();
   const json body = Post(server.port(), "/v1/completions",
-                         {{"prompt", "x"}, {"max_tokens", 200}, {"stop_token_ids", {ids[5]}}, {"return_token_ids", true}}).Json();
+                         {{"prompt", "x"}, {"max_tokens", 200}, {"stop_token_ids", {ids[5]}}, {"return_token_ids", true}})
+                        .Json();
   EXPECT_EQ(body["choices"][0]["stop_reason"], ids[5]) << body;
   EXPECT_EQ(body["choices"][0]["finish_reason"], "stop");
 }
 
 TEST(Logprobs, ChatShape) {
   TestServer server;
-  json request = {{"messages", {{{"role", "user"}, {"content", "Hi"}}}}, {"logprobs", true}, {"top_logprobs", 3}, {"max_tokens", 5}};
+  json request = {
+      {"messages", {{{"role", "user"}, {"content", "Hi"}}}}, {"logprobs", true}, {"top_logprobs", 3}, {"max_tokens", 5}};
   const json body = Post(server.port(), "/v1/chat/completions", request).Json();
   const json& content = body["choices"][0]["logprobs"]["content"];
   ASSERT_EQ(content.size(), 5) << body;
@@ -152,7 +159,8 @@ TEST(Logprobs, ChatShape) {
   for (const json& event : Post(server.port(), "/v1/chat/completions", request).Events()) {
     if (event == "[DONE]") continue;
     for (const json& choice : event["choices"]) {
-      if (!choice["logprobs"].is_null()) streamed.insert(streamed.end(), choice["logprobs"]["content"].begin(), choice["logprobs"]["content"].end());
+      if (!choice["logprobs"].is_null())
+        streamed.insert(streamed.end(), choice["logprobs"]["content"].begin(), choice["logprobs"]["content"].end());
     }
   }
   EXPECT_EQ(streamed, content);
@@ -160,7 +168,8 @@ TEST(Logprobs, ChatShape) {
 
 TEST(Logprobs, PromptShape) {
   TestServer server;
-  const json body = Post(server.port(), "/v1/completions", {{"prompt", {1, 2, 3}}, {"max_tokens", 1}, {"prompt_logprobs", 2}}).Json();
+  const json body =
+      Post(server.port(), "/v1/completions", {{"prompt", {1, 2, 3}}, {"max_tokens", 1}, {"prompt_logprobs", 2}}).Json();
   const json& scores = body["choices"][0]["prompt_logprobs"];
   ASSERT_EQ(scores.size(), 3) << body;
   EXPECT_TRUE(scores[0].is_null());
@@ -192,7 +201,9 @@ TEST(Validation, RefusesWithTheFieldsName) {
       {"seed", {0, -1, big, 18446744073709551615ULL}, {1.5, "7", 1e308}},
       {"stop_token_ids", {json::array(), {1}}, {{-1}, {two31}, {1 << 30}, 7, {"x"}, {1.5}}},
       {"allowed_token_ids", {json::array(), {1}}, {{-1}, {1 << 30}, 7}},
-      {"logit_bias", {json::object(), {{"1", 100}}, {{"1", -100}}}, {{{"1", 101}}, {{"-1", 1}}, {{"x", 1}}, {{"99999999", 1}}, {{"1", "x"}}, 5, {{"1", 1e308}}}},
+      {"logit_bias",
+       {json::object(), {{"1", 100}}, {{"1", -100}}},
+       {{{"1", 101}}, {{"-1", 1}}, {{"x", 1}}, {{"99999999", 1}}, {{"1", "x"}}, 5, {{"1", 1e308}}}},
       {"stop", {"x", json::array(), {"a", "b"}}, {5, {1}, {""}, std::vector<std::string>(17, "x"), std::string(257, 'x')}},
       {"priority", {0}, {1, -1, big}},
       {"truncate_prompt_tokens", {-1, 1, 2048}, {0, -2, 2049, big}},
@@ -203,7 +214,9 @@ TEST(Validation, RefusesWithTheFieldsName) {
       {"response_format", {{{"type", "text"}}}, {{{"type", "json_object"}}, 5, json::object()}},
       {"guided_json", {json::object()}, {{{"type", "object"}}}},
       {"cache_salt", {"abc"}, {std::string(129, 'x'), 5}},
-      {"prompt", {"x", {1, 2}, {"a"}, {{1}, {2}}}, {5, json::array(), {true}, {-1}, {1 << 30}, {1.5}, json::object(), {{1}, "x", 5}}},
+      {"prompt",
+       {"x", {1, 2}, {"a"}, {{1}, {2}}},
+       {5, json::array(), {true}, {-1}, {1 << 30}, {1.5}, json::object(), {{1}, "x", 5}}},
   };
   Socket socket(server.port());
   std::string rest;
@@ -224,7 +237,8 @@ TEST(Validation, RefusesWithTheFieldsName) {
       EXPECT_EQ(answer.status, 400) << test.field << " = " << value << ": " << answer.body;
       const json error = answer.Json()["error"];
       EXPECT_EQ(error["type"], "invalid_request_error") << test.field << " = " << value;
-      EXPECT_EQ(error["param"].is_string() ? error["param"].get<std::string>().substr(0, std::strlen(test.field)) : "null", test.field)
+      EXPECT_EQ(error["param"].is_string() ? error["param"].get<std::string>().substr(0, std::strlen(test.field)) : "null",
+                test.field)
           << value << ": " << answer.body;
       EXPECT_EQ(answer.headers.at("x-should-retry"), "false");
     }
@@ -257,13 +271,15 @@ TEST(Validation, JsonIsBounded) {
 
 TEST(Validation, ContextLengthIsTold) {
   TestServer server({.max_model_len = 64});
-  const Answer chat = Post(server.port(), "/v1/chat/completions", {{"messages", {{{"role", "user"}, {"content", std::string(5000, 'x')}}}}});
+  const Answer chat =
+      Post(server.port(), "/v1/chat/completions", {{"messages", {{{"role", "user"}, {"content", std::string(5000, 'x')}}}}});
   EXPECT_EQ(chat.status, 400);
   EXPECT_EQ(chat.Json()["error"]["code"], "context_length_exceeded");
   EXPECT_EQ(chat.Json()["error"]["param"], "messages");
   EXPECT_NE(chat.body.find("maximum context length is 64 tokens"), std::string::npos) << chat.body;
-  const Answer tokens = Post(server.port(), "/v1/chat/completions",
-                             {{"messages", {{{"role", "user"}, {"content", "x"}}}}, {"max_completion_tokens", 1000}, {"stream", true}});
+  const Answer tokens =
+      Post(server.port(), "/v1/chat/completions",
+           {{"messages", {{{"role", "user"}, {"content", "x"}}}}, {"max_completion_tokens", 1000}, {"stream", true}});
   EXPECT_EQ(tokens.status, 400) << "a stream's error that is known at once is a plain one";
   EXPECT_EQ(tokens.Json()["error"]["param"], "max_completion_tokens");
 }
@@ -301,10 +317,12 @@ TEST(Errors, AreGolden) {
   const Answer answer = Post(server.port(), "/v1/completions", {{"prompt", "x"}, {"model", "nope"}});
   EXPECT_EQ(answer.status, 404);
   EXPECT_EQ(answer.body,
-            "{\"error\":{\"message\":\"The model `nope` does not exist. This server serves `tiny`; see /v1/models.\",\"type\":\"not_found_error\","
+            "{\"error\":{\"message\":\"The model `nope` does not exist. This server serves `tiny`; see "
+            "/v1/models.\",\"type\":\"not_found_error\","
             "\"param\":\"model\",\"code\":\"model_not_found\"}}");
   EXPECT_EQ(Ask(server.port(), "GET", "/nothing").body,
-            "{\"error\":{\"message\":\"There is nothing at this path; GET / lists what there is.\",\"type\":\"not_found_error\",\"param\":null,"
+            "{\"error\":{\"message\":\"There is nothing at this path; GET / lists what there "
+            "is.\",\"type\":\"not_found_error\",\"param\":null,"
             "\"code\":\"not_found\"}}");
 }
 
@@ -312,7 +330,8 @@ TEST(Errors, AFailedEngineIsAnErrorEventWithoutDone) {
   TestServer server;
   server.executor.SetStepMicros(20000);
   Socket socket(server.port());
-  socket.Send(RequestText("POST", "/v1/completions", json({{"prompt", "x"}, {"max_tokens", 500}, {"ignore_eos", true}, {"stream", true}}).dump()));
+  socket.Send(RequestText("POST", "/v1/completions",
+                          json({{"prompt", "x"}, {"max_tokens", 500}, {"ignore_eos", true}, {"stream", true}}).dump()));
   std::string begin = socket.Receive();
   server.executor.FailNow();
   const Answer answer = ReadAnswer(socket, &begin);

@@ -1,5 +1,5 @@
-// A whole server in the test's process: real tokenizer, template, KV cache, engine, service and HTTP on a loopback port; only the model is
-// a fake that says a given text. Used by the tests of server/.
+// A whole server in the test's process: real tokenizer, template, KV cache, engine, service and HTTP on a loopback port; only the
+// model is a fake that says a given text. Used by the tests of server/.
 #pragma once
 
 #include <atomic>
@@ -13,7 +13,8 @@
 
 namespace kvasir {
 
-// Says `answer` token by token for every choice, then the end token; a log-probability of -0.5 for token k of the vocabulary's order.
+// Says `answer` token by token for every choice, then the end token; a log-probability of -0.5 for token k of the vocabulary's
+// order.
 class ScriptedExecutor : public Executor {
  public:
   void Say(std::vector<int32_t> answer, int32_t end_token) {
@@ -40,14 +41,17 @@ class ScriptedExecutor : public Executor {
     for (size_t i = 0; i < batch.samples.size(); ++i) Sample(batch.samples[i], result.samples[i]);
     for (size_t i = 0; i < batch.score_rows.size(); ++i) {
       result.scores[i] = {.token = batch.score_tokens[i], .logprob = -1.5f, .rank = 2};
-      for (int32_t k = 0; k < batch.score_top[i]; ++k) result.scores[i].top.push_back({.token = 10 + k, .logprob = -0.5f * float(k + 1)});
+      for (int32_t k = 0; k < batch.score_top[i]; ++k)
+        result.scores[i].top.push_back({.token = 10 + k, .logprob = -0.5f * float(k + 1)});
     }
     return OkStatus();
   }
 
  private:
   void Sample(const SampleRow& row, SampleResult& sample) const {
-    const auto suppressed = [&](int32_t token) { return std::find(row.suppressed.begin(), row.suppressed.end(), token) != row.suppressed.end(); };
+    const auto suppressed = [&](int32_t token) {
+      return std::find(row.suppressed.begin(), row.suppressed.end(), token) != row.suppressed.end();
+    };
     const uint64_t at = row.counter + row.stream;  // choices differ by where they begin
     int32_t token = at < answer_.size() ? answer_[at] : end_token_;
     if (suppressed(token)) token = answer_[at % answer_.size()];
@@ -86,7 +90,9 @@ class TestServer {
     KVASIR_CHECK(loaded.ok(), "{}", Message(loaded.status()));
     tokenizer = std::move(loaded).value();
     auto parsed = ChatTemplate::Parse(
-        "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}", "", "");
+        "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[assistant] {% endif "
+        "%}",
+        "", "");
     KVASIR_CHECK(parsed.ok(), "{}", Message(parsed.status()));
     chat_template = std::make_unique<ChatTemplate>(std::move(parsed).value());
     cache = std::make_unique<KvCache>(KvCacheConfig{.num_blocks = options.num_blocks, .block_tokens = 16, .fingerprint = "test"});
