@@ -316,9 +316,9 @@ StatusOr<Value> GetSlice(Heap& heap, const Value& object, const Value& start, co
   const Int from = clamp(start, by > 0 ? low : high), to = clamp(stop, by > 0 ? high : low);
   if (object.is(Type::kRange)) {
     const auto& r = object.object<RangeObj>();
-    if (by > length + 1 || by < -length - 1)
-      return heap.Range(r.start + from * r.step, r.start + to * r.step, by > 0 ? r.step * (length + 1) : -r.step * (length + 1));
-    return heap.Range(r.start + from * r.step, r.start + to * r.step, r.step * by);
+    Int stride;
+    if (__builtin_mul_overflow(r.step, by, &stride)) return Overflow();
+    return heap.Range(r.start + from * r.step, r.start + to * r.step, stride);
   }
   const Int count = by > 0 ? (from < to ? (to - from - 1) / by + 1 : 0) : (from > to ? (from - to - 1) / -by + 1 : 0);
   KVASIR_RETURN_IF_ERROR(heap.Step(static_cast<int64_t>(count / 16)));

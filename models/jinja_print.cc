@@ -80,6 +80,11 @@ Status AppendScalarRepr(const Value& v, std::string* out) {
     case Type::kUndefined:
       *out += "Undefined";
       break;
+    case Type::kMacro: {
+      const auto& macro = v.object<MacroObj>();
+      *out += macro.stmt->kind == StmtKind::kMacro ? fmt::format("<Macro {}>", ReprString(macro.name)) : "<Macro anonymous>";
+      break;
+    }
     default:
       *out += fmt::format("<{}>", TypeName(v));  // Python prints an address here, which nothing can rely on
   }

@@ -420,7 +420,7 @@ std::vector<std::string_view> SplitWhitespace(std::string_view text, int64_t max
   text = Strip(text, nullptr, true, false);
   while (!text.empty()) {
     if (max_splits >= 0 && static_cast<int64_t>(out.size()) >= max_splits) {
-      out.push_back(Strip(text, nullptr, false, true));
+      out.push_back(text);  // the rest keeps the space at its far end
       break;
     }
     size_t end = 0;
@@ -438,7 +438,7 @@ std::vector<std::string_view> RSplitWhitespace(std::string_view text, int64_t ma
   text = Strip(text, nullptr, false, true);
   while (!text.empty()) {
     if (max_splits >= 0 && static_cast<int64_t>(out.size()) >= max_splits) {
-      out.push_back(Strip(text, nullptr, true, false));
+      out.push_back(text);
       break;
     }
     size_t begin = text.size();

@@ -317,7 +317,14 @@ class Generator:
 
 def skipped(template, want):
     """Outputs that contain a memory address differ from run to run."""
-    return " at 0x" in want.get("text", "") or "<built-in" in want.get("text", "")
+    text = want.get("text", "").lower()
+    return " at 0x" in text or "<built-in" in text
+
+
+# What Jinja2 can do and we refuse on purpose, each with a clear error: iterating over the loop variable itself, set arithmetic on
+# dict views, printing a namespace that contains itself, % on text marked |safe, an unknown filter that constant folding would drop.
+REFUSALS = ("'loop' object is not iterable", "of type 'loop' is not iterable", "'dict view'", "a value nests deeper",
+            "of text marked |safe", "no filter named")
 
 
 def main():
@@ -328,7 +335,7 @@ def main():
     p.add_argument("--show", type=int, default=10)
     a = p.parse_args()
     print(f"seed {a.seed}, {a.count} programs")
-    differences, succeeded, checked = [], 0, 0
+    differences, succeeded, checked, refused = [], 0, 0, 0
     for start in range(0, a.count, 2000):
         batch = []
         for i in range(start, min(start + 2000, a.count)):
@@ -342,14 +349,17 @@ def main():
             return 1
         for x, line in zip(batch, lines):
             want, got = expected(x["template"], x["context"]), json.loads(line)
-            if skipped(x["template"], want) or "'loop' object is not iterable" in got.get("error", ""):
-                continue  # the loop variable cannot be iterated here: that would tie a value to itself
+            if skipped(x["template"], want):
+                continue
+            if "text" in want and any(r in got.get("error", "") for r in REFUSALS):
+                refused += 1
+                continue
             checked += 1
             succeeded += "text" in want
             if ("text" in want) != ("text" in got) or ("text" in want and want["text"] != got["text"]):
                 differences.append((len(x["template"]), x, want, got))
         print(f"\r{start + len(batch)} done, {len(differences)} differences", end="", file=sys.stderr, flush=True)
-    print(f"{checked} compared, Jinja2 succeeded on {succeeded}, {len(differences)} differences")
+    print(f"{checked} compared, Jinja2 succeeded on {succeeded}, {refused} refused on purpose, {len(differences)} differences")
     differences.sort(key=lambda d: d[0])
     for _, x, want, got in differences[:a.show]:
         print("---\ntemplate:", repr(x["template"]), "\ncontext:", x["context"], "\nwant:", want, "\ngot: ", got)

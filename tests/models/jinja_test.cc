@@ -54,6 +54,15 @@ TEST(Jinja, EveryFeatureRendersAsJinja2Does) {
   }
 }
 
+// Found by comparing random programs with Jinja2.
+TEST(Jinja, PythonsCorners) {
+  EXPECT_EQ(TextOf("{{ 'a b  '.split(none, 1) }}{{ '  a b'.rsplit(none, 1) }}"), "['a', 'b  ']['  a', 'b']");
+  EXPECT_EQ(TextOf("{{ range(6)[:3:11] }}"), "range(0, 3, 11)");
+  EXPECT_EQ(TextOf("{% macro m() %}{{ caller }}{% endmacro %}{{ m }}{% call m() %}{% endcall %}"), "<Macro 'm'><Macro anonymous>");
+  EXPECT_EQ(TextOf("{{ 'x' % nothing }}{{ '%s' % nothing }}{{ 'x' % [1] }}"), "xx");
+  EXPECT_EQ(TextOf("{{ nothing.__class__ }}|"), "|");
+}
+
 TEST(Jinja, ErrorsNameTheLine) {
   EXPECT_THAT(ErrorOf("a\nb\n{{ 1 + }}"), HasSubstr("line 3"));
   EXPECT_THAT(ErrorOf("a\n{% if x %}\nb"), HasSubstr("line 2"));
