@@ -301,7 +301,9 @@ std::optional<HttpResponse> HttpRoutes::CheckHead(HttpRequest& request) const {
 void HttpRoutes::Count(const HttpRequest& request, int status, double seconds) const {
   Service* service = this->service();
   if (service == nullptr) return;
-  service->metrics().CountHttp(request.route >= 0 ? kRoutes[request.route].label : "unmatched", request.method, status, seconds);
+  const std::string_view label = request.route >= 0 ? kRoutes[request.route].label : "unmatched";
+  service->metrics().CountHttp(label, request.method, status, seconds);
+  if (config_.log_requests) spdlog::info("{} {} {} in {:.3f} s", request.method, label, status, seconds);  // never its text
 }
 
 void HttpRoutes::Handle(HttpRequest request, const std::shared_ptr<HttpExchange>& exchange) {

@@ -228,6 +228,7 @@ Status RunServe(const ServeOptions& options) {
   http->Stop(kFlushMillis);
   if (grpc) grpc->Stop(kFlushMillis * 1000);
   routes.SetService(nullptr);
+  runtime->engine.reset();  // before the service: what was still open ends in the engine's destructor
   spdlog::info("stopped");
   return healthy ? OkStatus() : Internal("the engine failed (see the log); start the server again");
 }
