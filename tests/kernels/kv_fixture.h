@@ -7,6 +7,7 @@
 #include <cstring>
 #include <memory>
 #include <numeric>
+#include <unordered_map>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -120,10 +121,10 @@ class KvFixture {
   int Fed(int sequence) const { return fed_[sequence]; }
   int Extra(int sequence, int layer, int head) const { return extra_[sequence][layer * shape_.kv_heads + head]; }
 
-  // Slot counts from the head's own beginning: the first Extra() slots came before the first fed token.
-  float K(int s, int layer, int head, int slot, int dim) const { return Value(1, s, layer * 64 + head, slot, dim); }
-  float V(int s, int layer, int head, int slot, int dim) const { return Value(2, s, layer * 64 + head, slot, dim); }
-  float Q(int s, int q_head, int token, int dim) const { return 1.5f * Value(3, s, q_head, token, dim); }
+  // [head_dim]. Slots count from the head's own beginning: the first Extra() of them came before the first fed token.
+  const float* K(int s, int layer, int head, int slot) const { return Row(1, s, layer * 64 + head, slot); }
+  const float* V(int s, int layer, int head, int slot) const { return Row(2, s, layer * 64 + head, slot); }
+  const float* Q(int s, int q_head, int token) const { return Row(3, s, q_head, token); }
 
   // Appends and attends in every layer; returns the last layer's output per feed: [feed][rows * q_heads * head_dim].
   std::vector<std::vector<float>> Step(const std::vector<Feed>& feeds) {
@@ -173,17 +174,18 @@ class KvFixture {
       const int begin = shape_.window > 0 ? std::max(0, end - shape_.window) : 0;
       std::vector<double> p(end - begin);
       double max = -HUGE_VAL, sum = 0;
+      const float* q = Q(s, h, token);
       for (int slot = begin; slot < end; ++slot) {
+        const float* k = K(s, layer, head, slot);
         double dot = 0;
-        for (int j = 0; j < d; ++j) dot += double(Q(s, h, token, j)) * RoundTo(shape_.dtype, K(s, layer, head, slot, j));
+        for (int j = 0; j < d; ++j) dot += double(q[j]) * RoundTo(shape_.dtype, k[j]);
         p[slot - begin] = dot * Scale();
         max = std::max(max, p[slot - begin]);
       }
       for (double& x : p) sum += x = std::exp(x - max);
       for (int slot = begin; slot < end; ++slot) {
-        for (int j = 0; j < d; ++j) {
-          out[size_t(h) * d + j] += p[slot - begin] / sum * RoundTo(shape_.dtype, V(s, layer, head, slot, j));
-        }
+        const float* v = V(s, layer, head, slot);
+        for (int j = 0; j < d; ++j) out[size_t(h) * d + j] += p[slot - begin] / sum * RoundTo(shape_.dtype, v[j]);
       }
     }
     return out;
@@ -199,22 +201,25 @@ class KvFixture {
     float* data;
   };
 
-  float Value(int kind, int s, int head, int slot, int dim) const {
-    const auto x = Philox4x32(seed_, uint64_t(kind) << 40 | uint64_t(s) << 20 | head, uint64_t(slot) << 20 | dim);
-    return (float(x[0]) + float(x[1]) + float(x[2]) - 1.5f * 4294967296.0f) * 0x1p-31f;  // roughly normal, deviation 1
+  // Roughly normal with deviation 1, queries 1.5; made when first asked for.
+  const float* Row(int kind, int s, int head, int slot) const {
+    std::unique_ptr<float[]>& row = rows_[uint64_t(kind) << 60 | uint64_t(s) << 48 | uint64_t(head) << 32 | uint32_t(slot)];
+    if (row == nullptr) {
+      row = std::make_unique<float[]>(shape_.head_dim);
+      for (int j = 0; j < shape_.head_dim; ++j) {
+        const auto x = Philox4x32(seed_, uint64_t(kind) << 40 | uint64_t(s) << 20 | head, uint64_t(slot) << 20 | j);
+        const float normal = (float(x[0]) + float(x[1]) + float(x[2]) - 1.5f * 4294967296.0f) * 0x1p-31f;
+        row[j] = kind == 3 ? 1.5f * normal : normal;
+      }
+    }
+    return row.get();
   }
 
   void FillRow(int s, int layer, int token, float* row) const {
     const int d = shape_.head_dim;
-    for (int h = 0; h < shape_.q_heads(); ++h) {
-      for (int j = 0; j < d; ++j) *row++ = Q(s, h, token, j);
-    }
-    for (int h = 0; h < shape_.kv_heads; ++h) {
-      for (int j = 0; j < d; ++j) *row++ = K(s, layer, h, Extra(s, layer, h) + token, j);
-    }
-    for (int h = 0; h < shape_.kv_heads; ++h) {
-      for (int j = 0; j < d; ++j) *row++ = V(s, layer, h, Extra(s, layer, h) + token, j);
-    }
+    for (int h = 0; h < shape_.q_heads(); ++h, row += d) std::copy_n(Q(s, h, token), d, row);
+    for (int h = 0; h < shape_.kv_heads; ++h, row += d) std::copy_n(K(s, layer, h, Extra(s, layer, h) + token), d, row);
+    for (int h = 0; h < shape_.kv_heads; ++h, row += d) std::copy_n(V(s, layer, h, Extra(s, layer, h) + token), d, row);
   }
 
   SequenceTable Table(int s, int slots, std::vector<PageRun>& runs) const {
@@ -244,10 +249,8 @@ class KvFixture {
         const SequenceSlice slice = {0, 1, 0};
         for (int layer = 0; layer < shape_.layers; ++layer) {
           for (int h = 0; h < shape_.kv_heads; ++h) {
-            for (int j = 0; j < d; ++j) {
-              host[(shape_.q_heads() + h) * d + j] = K(int(s), layer, h, slot, j);
-              host[(shape_.q_heads() + shape_.kv_heads + h) * d + j] = V(int(s), layer, h, slot, j);
-            }
+            std::copy_n(K(int(s), layer, h, slot), d, &host[(shape_.q_heads() + h) * d]);
+            std::copy_n(V(int(s), layer, h, slot), d, &host[(shape_.q_heads() + shape_.kv_heads + h) * d]);
           }
           device_.CopyToDevice(qkv.data, host.data(), host.size() * 4);
           device_.RopeAppend(qkv.data, {&position, 1}, rope, shape_.q_heads(), layer, {&slice, 1}, kv, q.data);
@@ -265,6 +268,7 @@ class KvFixture {
   KvLayout layout_;
   size_t granule_ = 0;
   std::byte* base_ = nullptr;
+  mutable std::unordered_map<uint64_t, std::unique_ptr<float[]>> rows_;
   std::vector<int> fed_;                                     // [sequence] tokens appended
   std::vector<std::vector<int>> extra_;                      // [sequence][run]
   std::vector<std::vector<std::vector<uint32_t>>> entries_;  // [sequence][run or 0]

@@ -173,7 +173,7 @@ TEST_P(SampleTest, ABadRowLeavesItsNeighboursAlone) {
 TEST_P(SampleTest, DrawsFollowTheDistribution) {
   // Chi-square with 7 degrees of freedom: 29.9 is exceeded once in 10,000 correct samplers; the seeds are fixed.
   const std::vector<float> logits = {0, 1, -1, 2, 0.5f, 1.5f, -2, 0};
-  constexpr int kDraws = 20'000;
+  constexpr int kDraws = 8'000;
   for (float temperature : {0.5f, 1.0f, 2.0f}) {
     for (uint64_t seed : {1u, 2u, 77u}) {
       SamplingParams params;
@@ -195,7 +195,7 @@ TEST_P(SampleTest, FiltersKeepExactlyTheirTokens) {
   const std::vector<float> logits = {std::log(0.1f), std::log(0.4f), std::log(0.2f), std::log(0.2f), std::log(0.1f)};
   const auto kept = [&](const SamplingParams& params) {
     std::set<int32_t> tokens;
-    for (const auto& [token, n] : Histogram(logits, params, 400)) tokens.insert(token);
+    for (const auto& [token, n] : Histogram(logits, params, 200)) tokens.insert(token);
     return tokens;
   };
   using ::testing::ElementsAre;
@@ -323,10 +323,10 @@ TEST_P(SampleTest, ScoresGivenTokens) {
 // Everything at once, against the definition: the fast sampler must choose the token the oracle chooses.
 TEST_P(SampleTest, AgreesWithTheDefinitionOnRandomRequests) {
   const auto reference = MakeReferenceDevice();
-  for (uint64_t seed = 1; seed <= 400; ++seed) {
+  for (uint64_t seed = 1; seed <= 200; ++seed) {
     SCOPED_TRACE(fmt::format("seed {}", seed));
     Rng rng(seed, 4);
-    constexpr int kVocabs[] = {1, 2, 17, 100, 255, 256, 257, 1000, 5000};
+    constexpr int kVocabs[] = {1, 2, 17, 100, 255, 256, 257, 700, 3000};
     const int vocab = kVocabs[rng.Below(std::size(kVocabs))];
     const double spread = std::pow(10.0, rng.Uniform() * 3 - 1);
     std::vector<float> logits(vocab);
@@ -357,7 +357,7 @@ TEST_P(SampleTest, AgreesWithTheDefinitionOnRandomRequests) {
     params.seed = rng.Next();
     params.num_logprobs = int32_t(rng.Between(-1, 20));
     const auto prompt = some_ids(50), output = some_ids(50), suppressed = some_ids(4);
-    for (uint64_t counter = 0; counter < 5; ++counter) {
+    for (uint64_t counter = 0; counter < 3; ++counter) {
       const SampleRow row = {&params, prompt, output, suppressed, seed % 3, counter};
       SampleResult want;
       reference->Sample(logits.data(), vocab, {&row, 1}, {&want, 1});
