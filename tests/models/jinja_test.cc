@@ -5,7 +5,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <chrono>
 #include <fstream>
 #include <sstream>
 
@@ -156,12 +155,11 @@ TEST(Jinja, EveryBudgetIsEnforced) {
               HasSubstr("macro calls"));
 }
 
-// Values that share their parts are small in memory but huge to walk.
+// Values that share their parts are small in memory but huge to walk: without the budget these would not end.
 TEST(Jinja, WalksOverSharedValuesAreBounded) {
   const std::string grow =
       "{% set ns = namespace(a=[1], b=[1]) %}{% for i in range(60) %}{% set ns.a = [ns.a, ns.a] %}"
       "{% set ns.b = [ns.b, ns.b] %}{% endfor %}";
-  const auto begin = std::chrono::steady_clock::now();
   for (const std::string use :
        {"{{ ns.a == ns.b }}", "{{ ns.a }}", "{{ ns.a|tojson }}", "{{ ns.a < ns.b }}", "{{ ns.a in [ns.b] }}",
         "{{ [ns.a, ns.b]|sort }}", "{{ [ns.a]|max }}{{ [ns.b, ns.a]|max }}", "{{ [ns.a].index(ns.b) }}"}) {
@@ -172,7 +170,6 @@ TEST(Jinja, WalksOverSharedValuesAreBounded) {
        {"{{ {ns.a: 1} }}", "{{ [ns.a]|unique|list }}", "{{ {}[ns.a] }}", "{{ ns.a in {} }}", "{{ {}.get(ns.a) }}"}) {
     EXPECT_THAT(ErrorOf(tuples + use), HasSubstr("template budget exceeded")) << use;
   }
-  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(30));
 }
 
 TEST(Jinja, BadBytesAreRefused) {
