@@ -1,4 +1,6 @@
 // IncrementalDetokenizer: the pieces of a stream always add up to Decode, and no piece holds half a character.
+#include <gtest/gtest.h>
+
 #include "models/detokenizer.h"
 
 #include <nlohmann/json.hpp>

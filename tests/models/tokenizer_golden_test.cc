@@ -1,5 +1,7 @@
 // The tokenizer against outside witnesses: the goldens of tests/data/tokenizers (made with the Python tokenizers package) and, where they
 // are present, the real models and tokenizers beside the repository (KVASIR_TEST_MODELS).
+#include <gtest/gtest.h>
+
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>

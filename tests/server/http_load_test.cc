@@ -1,4 +1,6 @@
 // Many connections in one process: 256 streams beside 2,000 idle ones, the connection limit, and running out of descriptors.
+#include <gtest/gtest.h>
+
 #include <sys/resource.h>
 
 #include <ctime>

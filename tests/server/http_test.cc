@@ -1,4 +1,6 @@
 // HTTP over real sockets: routes, keys, limits, framing, timeouts, clients that leave or do not read, draining.
+#include <gtest/gtest.h>
+
 #include <thread>
 
 #include "server/api_keys.h"

@@ -1,4 +1,6 @@
 // The OpenAI endpoints over real sockets: answers, streams, stop strings, logprobs, and every field's bounds.
+#include <gtest/gtest.h>
+
 #include "tests/server/http_client.h"
 #include "tests/server/server_fixture.h"
 
