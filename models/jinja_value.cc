@@ -181,6 +181,7 @@ StatusOr<Value> Heap::View(const Value& dict, ViewKind kind) {
   object->kind = kind;
   object->hashable = kind == ViewKind::kValues;
   object->depth = dict.depth() + 1;
+  object->weight = dict.weight();
   KVASIR_RETURN_IF_ERROR(Adopt(object.get(), sizeof(ViewObj)));
   return Value(Type::kView, std::move(object));
 }
@@ -489,6 +490,15 @@ bool Equal(const Value& a, const Value& b) {
                const Value* other = b.dict().Find(item.first);
                return other != nullptr && Equal(item.second, *other);
              });
+    case Type::kView: {  // views of keys and of items compare as sets
+      const auto &x = a.object<ViewObj>(), &y = b.object<ViewObj>();
+      if (&x == &y) return true;
+      if (x.kind != y.kind || x.kind == ViewKind::kValues) return false;
+      if (x.kind == ViewKind::kItems) return Equal(x.dict, y.dict);
+      const auto &keys = x.dict.dict().items, &others = y.dict.dict().items;
+      return keys.size() == others.size() &&
+             std::all_of(keys.begin(), keys.end(), [&](const auto& item) { return y.dict.dict().Find(item.first) != nullptr; });
+    }
     case Type::kRange: {
       const auto &x = a.object<RangeObj>(), &y = b.object<RangeObj>();
       if (x.size() != y.size()) return false;

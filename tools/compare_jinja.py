@@ -318,7 +318,7 @@ class Generator:
 def skipped(template, want):
     """Outputs that contain a memory address differ from run to run."""
     text = want.get("text", "").lower()
-    return " at 0x" in text or "<built-in" in text
+    return " 0x7f" in text or " at 0x" in text or "<built-in" in text or "items)|wordcount" in template
 
 
 # What Jinja2 can do and we refuse on purpose, each with a clear error: iterating over the loop variable itself, set arithmetic on

@@ -57,9 +57,13 @@ TEST(Jinja, EveryFeatureRendersAsJinja2Does) {
 TEST(Jinja, PythonsCorners) {
   EXPECT_EQ(TextOf("{{ 'a b  '.split(none, 1) }}{{ '  a b'.rsplit(none, 1) }}"), "['a', 'b  ']['  a', 'b']");
   EXPECT_EQ(TextOf("{{ range(6)[:3:11] }}"), "range(0, 3, 11)");
-  EXPECT_EQ(TextOf("{% macro m() %}{{ caller }}{% endmacro %}{{ m }}{% call m() %}{% endcall %}"), "<Macro 'm'><Macro anonymous>");
+  EXPECT_EQ(TextOf("{% macro m() %}{{ caller }}{% endmacro %}{{ m }}{% call m() %}{% endcall %}"),
+            "<Macro 'm'><Macro anonymous>");
   EXPECT_EQ(TextOf("{{ 'x' % nothing }}{{ '%s' % nothing }}{{ 'x' % [1] }}"), "xx");
   EXPECT_EQ(TextOf("{{ nothing.__class__ }}|"), "|");
+  EXPECT_EQ(
+      TextOf("{% set d = {'a': 1} %}{{ d.keys() == {'a': 2}.keys() }}{{ d.items() == d.items() }}{{ d.values() == d.values() }}"),
+      "TrueTrueFalse");
 }
 
 TEST(Jinja, ErrorsNameTheLine) {
