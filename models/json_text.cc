@@ -33,7 +33,8 @@ class DocumentBuilder {
     return true;
   }
   bool parse_error(size_t position, const std::string&, const json::exception& error) {
-    status_ = InvalidArgument("not valid JSON at byte {}: {}", position, error.what());
+    // The parser quotes what it read last, which may be all of a hostile file.
+    status_ = InvalidArgument("not valid JSON at byte {}: {}", position, std::string_view(error.what()).substr(0, 300));
     return false;
   }
 
