@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
-#include "models/json_text.h"
+#include "models/strict_json.h"
 
 namespace kvasir {
 namespace {
@@ -34,7 +34,7 @@ bool IsPlainName(std::string_view name) {
 // tensor name -> shard name, by model.safetensors.index.json.
 StatusOr<std::map<std::string, std::string>> ReadIndex(const Fs& fs, const std::string& dir) {
   KVASIR_ASSIGN_OR_RETURN(const std::string text, ReadText(fs, JoinPath(dir, kIndexFile), kMaxIndexBytes));
-  StatusOr<nlohmann::json> root = ParseStrictJson(text, 8);
+  StatusOr<nlohmann::json> root = ParseStrictJson<nlohmann::json>(text, {.depth = 8});
   if (!root.ok()) return AtPlace(kIndexFile, root.status());
   const auto found = root->is_object() ? root->find("weight_map") : root->end();
   if (found == root->end() || !found->is_object() || found->empty())

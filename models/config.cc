@@ -8,7 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "models/families.h"
-#include "models/json_text.h"
+#include "models/strict_json.h"
 
 namespace kvasir {
 namespace {
@@ -306,7 +306,7 @@ void ParseVariants(Fields& fields, const Family& family, ModelConfig* config) {
 }
 
 StatusOr<json> ParseObject(std::string_view text, std::string_view file) {
-  StatusOr<json> parsed = ParseStrictJson(text);
+  StatusOr<json> parsed = ParseStrictJson<json>(text);
   if (!parsed.ok()) return AtPlace(file, parsed.status());
   if (!parsed->is_object()) return InvalidArgument("{}: is {}; wanted an object", file, Shown(*parsed));
   return parsed;

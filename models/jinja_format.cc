@@ -51,9 +51,9 @@ std::string Signed(bool negative, const std::string& digits, char sign) {
 
 std::string InBase(Int value, int base, bool upper) {
   if (value == 0) return "0";
+  const char* digits = upper ? "0123456789ABCDEF" : "0123456789abcdef";
   std::string out;
-  for (; value > 0; value /= base)
-    out.push_back((upper ? "0123456789ABCDEF" : "0123456789abcdef")[static_cast<int>(value % base)]);
+  for (; value > 0; value /= base) out.push_back(digits[static_cast<int>(value % base)]);
   std::reverse(out.begin(), out.end());
   return out;
 }

@@ -74,6 +74,7 @@ struct Engine::State {
   Status Compute();
   void Fail(const Status& status, int64_t now);
   void FinishTurn(int64_t started, bool computed);
+  void UpdateStats(int64_t started, bool computed);
   void Run();
   void EndEverything(const Status& status);
 };
@@ -134,8 +135,16 @@ bool Engine::State::Step() {
 }
 
 void Engine::State::FinishTurn(int64_t started, bool computed) {
-  scheduler.EndStep();
   inbox.SetWaiting(scheduler.waiting());
+  UpdateStats(started, computed);
+  scheduler.EndStep();  // wakes those who wait for events: whoever then asks for the statistics sees this step in them
+  if (!closed || scheduler.open_requests() > 0) return;
+  std::lock_guard lock(mutex);
+  drained = true;
+  drained_changed.notify_all();
+}
+
+void Engine::State::UpdateStats(int64_t started, bool computed) {
   const int64_t now = clock->NowMicros();
   std::lock_guard lock(mutex);
   const EngineStats& counters = scheduler.counters();
@@ -150,10 +159,6 @@ void Engine::State::FinishTurn(int64_t started, bool computed) {
                           .completions_per_second = throughput.completions_per_second(),
                           .oldest_running_seconds = double(now - scheduler.oldest_running_scheduled()) * 1e-6});
   stats.kv = cache->stats();
-  if (closed && !drained && scheduler.open_requests() == 0) {
-    drained = true;
-    drained_changed.notify_all();
-  }
 }
 
 void Engine::State::Run() {

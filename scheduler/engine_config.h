@@ -18,7 +18,7 @@ struct EngineConfig {
   int64_t max_waiting = 1024;  // --max-waiting-requests: then Submit answers ResourceExhausted
   OrderPolicy order = OrderPolicy::kFcfs;
   bool reserve_to_finish = false;  // admit only what can finish without preemption (prompt + max_tokens reserved)
-  int max_preemptions = 8;         // after that a request is not chosen as victim while another exists
+  int max_preemptions = 8;         // of one sequence; then it comes back only with memory to its end
   RequestLimits limits;
   bool check_invariants = false;              // KvCache::Check after every step
   int64_t step_deadline_micros = 30'000'000;  // watchdog: a longer step makes Healthy() false

@@ -20,6 +20,7 @@ enum class Mutation : int {
   kEndTwice,            // the last choice's end is told twice
   kRepeatPromptEvents,  // scores of prompt tokens start over after preemption
   kForgetRetry,         // a queue whose head did not fit once is never looked at again
+  kPinWithoutPromise,   // a sequence at its limit of preemptions comes back without memory to its end
   kLatestFirst,         // the newest waiting request is served first
   kCount,
 };

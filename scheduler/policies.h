@@ -13,7 +13,7 @@ namespace kvasir {
 
 // Total order of sequences; smaller runs earlier, takes memory earlier and is given up later.
 struct Rank {
-  uint8_t pinned = 1;    // 0 = was preempted so often that it may not be chosen again while another exists
+  uint8_t pinned = 1;    // 0 = was preempted as often as it may be: first in every list, and promised memory to its end
   int32_t priority = 0;  // 0 for all under first come, first served
   uint64_t arrival = 0;  // request id: the order in which the engine accepted them
   int32_t choice = 0;
@@ -48,7 +48,8 @@ struct AdmissionState {
 };
 bool MayAdmit(const AdmissionState& state);
 
-// Blocks a sequence is still owed beyond those it holds: for its known tokens, or to its end under reserve_to_finish.
+// Blocks a sequence is still owed beyond those it holds: for its known tokens, or to its end (reserve_to_finish: the engine
+// reserves for all, or this one may not be preempted again).
 struct OwedState {
   int64_t held_blocks = 0;
   int64_t known_tokens = 0;

@@ -3,6 +3,8 @@
 #include <cmath>
 #include <span>
 
+#include "scheduler/policies.h"
+
 namespace kvasir {
 namespace {
 
@@ -121,12 +123,32 @@ Status CheckLengths(RequestDraft& draft, const RequestLimits& limits) {
   return CheckInteger("min_tokens", draft.min_tokens, 0, *draft.max_tokens, "it may not exceed `max_tokens`");
 }
 
+// Without preemption the choices of a request cannot take turns.
+Status CheckChoicesFitTogether(const RequestDraft& draft, const RequestLimits& limits) {
+  if (!limits.reserve_to_finish || draft.n == 1) return OkStatus();
+  const int64_t prompt = int64_t(draft.prompt.size());
+  const int64_t needed = OwedBlocks({.known_tokens = prompt,
+                                     .final_tokens = prompt + *draft.max_tokens - 1,
+                                     .prompt_tokens = prompt,
+                                     .unforked_choices = int(draft.n - 1),
+                                     .block_tokens = limits.block_tokens,
+                                     .reserve_to_finish = true});
+  const int64_t blocks = limits.pool_tokens / limits.block_tokens;
+  if (needed <= blocks) return OkStatus();
+  return OutOfRange(
+      "`n` is {} but so many choices of {} tokens need {} blocks of KV and this server, which reserves memory to the end of "
+      "every "
+      "request, has {}; lower `n` or `max_tokens`",
+      draft.n, *draft.max_tokens, needed, blocks);
+}
+
 }  // namespace
 
 StatusOr<ValidatedRequest> ValidatedRequest::Make(RequestDraft draft, const RequestLimits& limits) {
   KVASIR_RETURN_IF_ERROR(CheckLengths(draft, limits));
   KVASIR_RETURN_IF_ERROR(CheckIds("prompt", draft.prompt, limits.vocab_size));
   KVASIR_RETURN_IF_ERROR(CheckInteger("n", draft.n, 1, limits.max_n, "send several requests for more choices"));
+  KVASIR_RETURN_IF_ERROR(CheckChoicesFitTogether(draft, limits));
   if (int64_t(draft.stop_token_ids.size()) > limits.max_stop_token_ids) {
     return InvalidArgument("`stop_token_ids` has {} entries but the limit is {}; send fewer", draft.stop_token_ids.size(),
                            limits.max_stop_token_ids);

@@ -42,6 +42,7 @@ struct RequestLimits {
   int64_t max_stop_token_ids = 128;
   int64_t max_logit_bias = 1024;
   bool priority_allowed = false;
+  bool reserve_to_finish = false;  // all choices of a request must fit into the pool together
   std::vector<int32_t> eos_token_ids;
 };
 

@@ -60,6 +60,7 @@ void Scheduler::EndAll(const Status& status, int64_t now) {
   for (const auto& [id, request] : requests_) ids.push_back(id);
   std::sort(ids.begin(), ids.end());
   for (const RequestId id : ids) EndRequest(*requests_.at(id), FinishReason::kError, status, now);
+  RemoveDone();
 }
 
 void Scheduler::ExpireDeadlines(int64_t now) {
@@ -305,10 +306,15 @@ void Scheduler::EndStep() {
 }
 
 Status Scheduler::Check() const {
+  const auto preempted_too_often = [this](const Sequence& sequence) {
+    return Internal("request {} was preempted {} times, the limit is {}", sequence.request->id, sequence.preemptions,
+                    config_.max_preemptions);
+  };
   std::vector<const SequenceKv*> live;
   for (size_t i = 0; i < running_.size(); ++i) {
     const Sequence& sequence = *running_[i];
     live.push_back(&sequence.kv);
+    if (sequence.preemptions > config_.max_preemptions) return preempted_too_often(sequence);
     if (sequence.place != Sequence::Place::kRunning || (i > 0 && !(running_[i - 1]->rank < sequence.rank))) {
       return Internal("the running list is out of order at {} (request {})", i, sequence.request->id);
     }
@@ -318,6 +324,7 @@ Status Scheduler::Check() const {
     }
   }
   for (const auto& [rank, sequence] : waiting_) {
+    if (sequence->preemptions > config_.max_preemptions) return preempted_too_often(*sequence);
     if (sequence->place != Sequence::Place::kWaiting || !sequence->kv.blocks.empty()) {
       return Internal("request {} waits but owns {} blocks", sequence->request->id, sequence->kv.blocks.size());
     }

@@ -161,16 +161,19 @@ bool Scheduler::Admit(Sequence& sequence, int64_t now) {
   return true;
 }
 
+// A sequence that was preempted as often as it may be is promised memory to its end: with its place at the head of every list,
+// that is why it is never preempted again. Its forks are not (they start at zero preemptions).
 int64_t Scheduler::Owed(const Sequence& sequence) const {
   const Request& request = *sequence.request;
+  const bool pinned = sequence.preemptions >= config_.max_preemptions && !KVASIR_MUTATED(kPinWithoutPromise);
   return OwedBlocks({.held_blocks = int64_t(sequence.kv.blocks.size()),
                      .known_tokens = int64_t(sequence.tokens.size()),
                      .final_tokens = request.final_size() - 1,
                      .prompt_tokens = request.prompt_size(),
-                     .unforked_choices = sequence.forked ? 0 : request.open_choices - 1,
+                     .unforked_choices = sequence.forked || !config_.reserve_to_finish ? 0 : request.open_choices - 1,
                      .shared_tail = sequence.shared_tail,
                      .block_tokens = kv_->config().block_tokens,
-                     .reserve_to_finish = config_.reserve_to_finish});
+                     .reserve_to_finish = config_.reserve_to_finish || pinned});
 }
 
 // How many prompt tokens the rows [first, first + count) score; they begin at next_prompt_event.

@@ -138,7 +138,7 @@ void AddServeOptions(CLI::App& app, ServeOptions& o) {
   app.add_option("--served-model-name,--alias,-a", o.served_model_names, "Names clients may use; default: the folder's name")
       ->group("Server");
   app.add_option("--api-key", o.api_keys,
-                 "Key clients must send (repeatable; visible in the process list: prefer --api-key-file or VLLM_API_KEY)")
+                 "Key clients must send (repeatable; visible in the process list: prefer --api-key-file or KVASIR_API_KEY)")
       ->group("Server");
   Env(app.add_option("--api-key-file", o.api_key_file, "File with one key per line"))->group("Server");
   Env(app.add_flag("--insecure-no-auth", o.insecure_no_auth, "Allow a non-loopback --host without API keys"))->group("Server");
@@ -281,7 +281,7 @@ Usage: kvasir COMMAND [FLAGS]
 )";
 
 Status CheckServe(ServeOptions& o) {
-  for (const char* name : {"VLLM_API_KEY", "KVASIR_API_KEY"}) {
+  for (const char* name : {"KVASIR_API_KEY", "VLLM_API_KEY"}) {
     if (const char* key = std::getenv(name); key != nullptr && *key != '\0') o.api_keys.push_back(key);
   }
   if (o.api_key_file.empty()) {

@@ -1,5 +1,6 @@
 #include "server/grpc_messages.h"
 
+#include "models/unicode.h"
 #include "server/api_keys.h"
 #include "server/json_reader.h"
 #include "server/openai_request.h"
@@ -168,33 +169,9 @@ grpc::Status ToGrpcStatus(const ApiError& error, grpc::CallbackServerContext* co
   return {grpc::StatusCode(int(Describe(error.code).grpc)), error.message};
 }
 
-std::string ValidUtf8(std::string text) {
+std::string ValidUtf8(std::string_view bytes) {
   std::string out;
-  for (size_t i = 0; i < text.size();) {
-    const unsigned char lead = static_cast<unsigned char>(text[i]);
-    const size_t length = lead < 0x80                   ? 1
-                          : lead >= 0xC2 && lead < 0xE0 ? 2
-                          : lead >= 0xE0 && lead < 0xF0 ? 3
-                          : lead >= 0xF0 && lead < 0xF5 ? 4
-                                                        : 0;
-    bool valid = length > 0 && i + length <= text.size();
-    for (size_t j = 1; valid && j < length; ++j) valid = (static_cast<unsigned char>(text[i + j]) & 0xC0) == 0x80;
-    if (valid && length == 3) {
-      const unsigned char second = static_cast<unsigned char>(text[i + 1]);
-      valid = !(lead == 0xE0 && second < 0xA0) && !(lead == 0xED && second >= 0xA0);  // overlong, surrogate
-    }
-    if (valid && length == 4) {
-      const unsigned char second = static_cast<unsigned char>(text[i + 1]);
-      valid = !(lead == 0xF0 && second < 0x90) && !(lead == 0xF4 && second >= 0x90);  // overlong, beyond Unicode
-    }
-    if (valid) {
-      out.append(text, i, length);
-      i += length;
-    } else {
-      out += "\xEF\xBF\xBD";
-      ++i;
-    }
-  }
+  AppendLossyUtf8(bytes, /*at_end=*/true, &out);
   return out;
 }
 

@@ -27,6 +27,6 @@ void FillLogprobs(const Tokenizer& tokenizer, const SampleResult& sample, v1::Lo
 grpc::Status ToGrpcStatus(const ApiError& error, grpc::CallbackServerContext* context);
 
 // protobuf strings must be valid UTF-8: a piece that is part of a character is replaced (its bytes field has it).
-std::string ValidUtf8(std::string text);
+std::string ValidUtf8(std::string_view bytes);
 
 }  // namespace kvasir

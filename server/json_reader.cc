@@ -3,87 +3,11 @@
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
-#include <limits>
-#include <set>
+
+#include "models/strict_json.h"
 
 namespace kvasir {
 namespace {
-
-// Builds the document from the parser's events, so that limits are checked before memory is taken.
-class Builder {
- public:
-  Builder(const ServerLimits& limits, Json* root) : limits_(limits), root_(root) {}
-
-  bool null() { return Add(Json(nullptr)); }
-  bool boolean(bool value) { return Add(Json(value)); }
-  bool number_integer(int64_t value) { return Add(Json(value)); }
-  bool number_unsigned(uint64_t value) { return Add(Json(value)); }
-  bool number_float(double value, const std::string&) { return Add(Json(value)); }
-  bool string(std::string& value) { return Add(Json(std::move(value))); }
-  bool binary(Json::binary_t&) { return false; }
-  bool start_object(size_t) { return Open(Json::object()); }
-  bool start_array(size_t) { return Open(Json::array()); }
-  bool end_object() {
-    keys_.pop_back();
-    stack_.pop_back();
-    return true;
-  }
-  bool end_array() { return end_object(); }
-  bool key(std::string& name) {
-    if (!keys_.back().insert(name).second)
-      return Fail(fmt::format("the key \"{}\" appears twice in one object; send it once", name.substr(0, 64)));
-    key_ = std::move(name);
-    return true;
-  }
-  bool parse_error(size_t byte, const std::string&, const Json::exception& exception) {
-    const std::string_view what = exception.what();
-    if (what.find("out_of_range") != std::string_view::npos) return Fail("a number is out of range", byte);
-    if (what.find("UTF-8") != std::string_view::npos) return Fail("the text is not valid UTF-8", byte);
-    if (what.find("surrogate") != std::string_view::npos) return Fail("a \\u escape is half of a surrogate pair", byte);
-    return Fail("syntax error", byte);
-  }
-  const std::string& failure() const { return failure_; }
-
- private:
-  bool Fail(std::string what, size_t byte = 0) {
-    failure_ = byte > 0 ? fmt::format("{} at byte {}", what, byte) : std::move(what);
-    return false;
-  }
-  Json* Place(Json&& value) {
-    if (stack_.empty()) {
-      *root_ = std::move(value);
-      return root_;
-    }
-    Json& parent = *stack_.back();
-    if (parent.is_array()) {
-      parent.push_back(std::move(value));
-      return &parent.back();
-    }
-    // The key is new, so it goes to the end without a search.
-    auto& members = parent.get_ref<Json::object_t&>();
-    members.Container::emplace_back(std::move(key_), std::move(value));
-    return &members.back().second;
-  }
-  bool Add(Json&& value) {
-    if (++nodes_ > limits_.json_nodes) return Fail(fmt::format("more than {} values", limits_.json_nodes));
-    Place(std::move(value));
-    return true;
-  }
-  bool Open(Json&& value) {
-    if (int(stack_.size()) >= limits_.json_depth) return Fail(fmt::format("nested deeper than {} levels", limits_.json_depth));
-    if (++nodes_ > limits_.json_nodes) return Fail(fmt::format("more than {} values", limits_.json_nodes));
-    stack_.push_back(Place(std::move(value)));
-    keys_.emplace_back();
-    return true;
-  }
-
-  const ServerLimits& limits_;
-  Json* root_;
-  std::vector<Json*> stack_;  // a container is not moved while it is open: only the innermost one grows
-  std::vector<std::set<std::string>> keys_;
-  std::string key_, failure_;
-  size_t nodes_ = 0;
-};
 
 std::string TypeName(const Json& value) {
   if (value.is_number_integer()) return "an integer";
@@ -102,12 +26,10 @@ bool FitsInt64(const Json& value) {
 }  // namespace
 
 ApiError ParseJson(std::string_view text, const ServerLimits& limits, Json* out) {
-  *out = nullptr;
-  Builder builder(limits, out);
-  if (Json::sax_parse(text.begin(), text.end(), &builder)) return {};
-  return {.code = ErrorCode::kInvalidJson,
-          .message = fmt::format("The body is not JSON that this server accepts: {}.",
-                                 builder.failure().empty() ? "syntax error" : builder.failure())};
+  StatusOr<Json> parsed = ParseStrictJson<Json>(text, {.depth = limits.json_depth, .values = limits.json_nodes});
+  *out = parsed.ok() ? std::move(parsed).value() : Json(nullptr);
+  if (parsed.ok()) return {};
+  return {.code = ErrorCode::kInvalidJson, .message = fmt::format("The body cannot be read: {}.", Message(parsed.status()))};
 }
 
 const Json* FieldReader::Find(const char* name) {

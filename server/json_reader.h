@@ -1,6 +1,5 @@
-// Reading JSON from clients: nlohmann's parser behind limits on depth and size, with one answer for everything that is wrong, and
-// typed access to fields that names the field in every complaint. Used by the HTTP front, and by the gRPC front for the JSON
-// inside its chats.
+// Reading JSON from clients: strict parsing with one answer for everything that is wrong, and typed access to fields that names
+// the field in every complaint. Used by the HTTP front, and by the gRPC front for the JSON inside its chats.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +16,7 @@ namespace kvasir {
 
 using Json = nlohmann::ordered_json;
 
-// Refuses: bad syntax, invalid UTF-8, lone surrogates, numbers a double cannot hold, duplicate keys, too deep, too many values.
-// The error is kInvalidJson with the byte where it happened.
+// ParseStrictJson (models/strict_json.h) under the server's limits; what it refuses is kInvalidJson. `out` is null then.
 ApiError ParseJson(std::string_view text, const ServerLimits& limits, Json* out);
 
 // Typed access to one object's fields. The first complaint is kept; after it every read gives the default. Null counts as absent.

@@ -24,19 +24,14 @@ constexpr const char* kIgnored[] = {"user",
                                     "length_penalty",
                                     "spaces_between_special_tokens",
                                     "parallel_tool_calls",
-                                    "reasoning_effort",
                                     "vllm_xargs",
                                     "request_id",
-                                    "kv_transfer_params",
                                     "stream_interval",
                                     "detokenize",
                                     "early_stopping",
-                                    "modalities",
-                                    "truncation_side",
                                     "allowed_openai_params",
                                     "chat_template_content_format",
                                     "include_reasoning",
-                                    "function_call",
                                     "moderation"};
 
 // Fields that would change the answer and that this version does not implement: silence would be a wrong answer.
@@ -52,9 +47,21 @@ constexpr const char* kUnsupported[] = {"structured_outputs",
                                         "audio",
                                         "web_search_options",
                                         "functions",
+                                        "kv_transfer_params",
                                         "prompt_embeds",
                                         "repetition_detection",
                                         "thinking_token_budget"};
+
+// Fields of which only some values are what this version does anyway.
+struct OnlyValue {
+  const char* name;
+  std::array<const char*, 2> harmless;
+  const char* remedy;
+};
+constexpr OnlyValue kOnly[] = {
+    {"modalities", {R"(["text"])", "[]"}, "other than [\"text\"] is not supported: this server answers in text; leave it out"},
+    {"function_call", {R"("none")", R"("auto")"}, "is not supported by this version of the server; leave it out"},
+};
 
 bool IsTrivial(const Json& value) {
   if (value.is_null() || ((value.is_array() || value.is_object()) && value.empty())) return true;
@@ -69,6 +76,12 @@ void RefuseUnsupported(FieldReader& fields, const GenerateRequest& request) {
     if (value != nullptr && !IsTrivial(*value)) {
       fields.Complain(name, "is not supported by this version of the server; leave it out", ErrorCode::kNotSupported);
     }
+  }
+  for (const OnlyValue& only : kOnly) {
+    const Json* value = fields.Find(only.name);
+    if (value == nullptr) continue;
+    const std::string text = value->dump();
+    if (text != only.harmless[0] && text != only.harmless[1]) fields.Complain(only.name, only.remedy, ErrorCode::kNotSupported);
   }
   if (fields.Bool("use_beam_search", false)) {
     fields.Complain("use_beam_search", "is not supported: sample several answers with `n` instead", ErrorCode::kNotSupported);
@@ -141,6 +154,11 @@ void ReadSampling(FieldReader& fields, GenerateRequest& request) {
   request.skip_special_tokens = fields.Bool("skip_special_tokens", true);
   request.add_special_tokens = fields.OptionalBool("add_special_tokens");
   request.truncate_prompt_tokens = fields.Int("truncate_prompt_tokens");
+  if (const auto side = fields.Text("truncation_side")) {
+    request.truncate_end = *side == "right";
+    if (*side != "left" && *side != "right")
+      fields.Complain("truncation_side", fmt::format("is \"{}\" but must be \"left\" or \"right\"", side->substr(0, 32)));
+  }
   request.priority = fields.Int("priority").value_or(0);
   request.timeout_millis = fields.Int("timeout_ms").value_or(0);
   request.cache_salt = fields.Text("cache_salt").value_or("");
@@ -304,6 +322,11 @@ ApiError ParseChatInput(FieldReader& fields, const ServerLimits& limits, ApiErro
     out->add_generation_prompt = false;
   }
   if (const Json* kwargs = fields.Object("chat_template_kwargs")) out->chat_template_kwargs = *kwargs;
+  // As a variable of the template, which is where models that know it look for it.
+  if (const auto effort = fields.Text("reasoning_effort")) {
+    if (out->chat_template_kwargs.is_null()) out->chat_template_kwargs = Json::object();
+    out->chat_template_kwargs.emplace("reasoning_effort", *effort);
+  }
   if (const Json* documents = fields.Array("documents")) out->documents = *documents;
   if (fields.Find("chat_template") != nullptr) {
     fields.Complain("chat_template", "of a request is not trusted; the operator can set one with --chat-template",

@@ -87,6 +87,7 @@ EngineConfig MakeEngineConfig(const EngineOptions& options, const Runtime& runti
   config.limits.pool_tokens = runtime.num_blocks * runtime.kv_layout.block_tokens;
   config.limits.block_tokens = runtime.kv_layout.block_tokens;
   config.limits.max_logprobs = max_logprobs;
+  config.limits.reserve_to_finish = config.reserve_to_finish;
   config.limits.priority_allowed = config.order == OrderPolicy::kPriority;
   config.limits.eos_token_ids = runtime.model->config().eos_token_ids;
   return config;

@@ -39,7 +39,7 @@ StatusOr<std::vector<std::string>> LoadKeys(const ServeOptions& options) {
   }
   if (keys.empty() && !IsLoopback(options.host) && !options.insecure_no_auth) {
     return InvalidArgument(
-        "--host {} without API keys would serve everybody who can reach it: give --api-key-file FILE (or VLLM_API_KEY), or "
+        "--host {} without API keys would serve everybody who can reach it: give --api-key-file FILE (or set KVASIR_API_KEY), or "
         "--insecure-no-auth if that is meant",
         options.host);
   }

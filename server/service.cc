@@ -168,7 +168,10 @@ ApiError Service::Tokens(const GenerateRequest& request, std::vector<int32_t>* i
                      fmt::format("`truncate_prompt_tokens` is {} but must be -1 or in [1, {}]", keep, context));
     }
     if (keep == -1) keep = std::max<int64_t>(1, context - request.max_tokens.value_or(1));
-    if (int64_t(ids->size()) > keep) ids->erase(ids->begin(), ids->end() - keep);
+    if (const int64_t excess = int64_t(ids->size()) - keep; excess > 0) {
+      const auto first = ids->begin() + (request.truncate_end ? keep : 0);
+      ids->erase(first, first + excess);
+    }
   }
   const int64_t prompt = int64_t(ids->size());
   const int64_t asked = request.max_tokens.value_or(1);

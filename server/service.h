@@ -53,7 +53,8 @@ struct GenerateRequest {
   std::optional<int64_t> logprobs, prompt_logprobs;  // alternatives; unset = none
   bool skip_special_tokens = true;
   std::optional<bool> add_special_tokens;         // default: true for text, false for chat
-  std::optional<int64_t> truncate_prompt_tokens;  // keep the last ones; -1 = as many as the context takes
+  std::optional<int64_t> truncate_prompt_tokens;  // keep so many; -1 = as many as the context takes
+  bool truncate_end = false;                      // keep the first ones instead of the last
   int64_t priority = 0;
   std::string cache_salt;
   std::string tenant;          // who asks, from the key; never from the request

@@ -30,7 +30,7 @@ def free_port():
 
 
 def real_models():
-    """Folders with golden.json, or [] with a loud remark: the caller skips."""
+    """Folders with golden.json, or [] with a remark; then ctest shows e2e_golden_real_models as skipped."""
     folders = sorted(p.parent for p in MODELS.glob("*/golden.json")) if MODELS.is_dir() else []
     if not folders:
         print(f"no real models in {MODELS}: set KVASIR_TEST_MODELS", file=sys.stderr)

@@ -126,6 +126,18 @@ TEST(RequestTest, OpenMaxTokensIsTheRestOfContextOrPool) {
   EXPECT_EQ(ValidatedRequest::Make(draft, limits)->max_tokens(), 61);
 }
 
+TEST(RequestTest, ChoicesMustFitTogetherWhereMemoryIsReserved) {
+  RequestDraft draft = SomeDraft();  // 3 + 5 - 1 = 7 slots: one block of 16 each
+  draft.n = 3;
+  RequestLimits limits = SomeLimits();
+  limits.reserve_to_finish = true;
+  const Status refused = ValidatedRequest::Make(draft, limits).status();  // and one block to copy the shared one
+  EXPECT_TRUE(absl::IsOutOfRange(refused));
+  EXPECT_THAT(std::string(refused.message()), testing::StartsWith("`n` is 3 but so many choices of 5 tokens need 4 blocks"));
+  draft.n = 2;
+  EXPECT_TRUE(ValidatedRequest::Make(draft, limits).ok());
+}
+
 TEST(RequestTest, PriorityIsAcceptedWhereItIsServed) {
   RequestDraft draft = SomeDraft();
   draft.priority = -3;

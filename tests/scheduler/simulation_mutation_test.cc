@@ -37,6 +37,7 @@ constexpr NamedMutation kMutations[] = {
     {Mutation::kEndTwice, "EndTwice"},
     {Mutation::kRepeatPromptEvents, "RepeatPromptEvents"},
     {Mutation::kForgetRetry, "ForgetRetry"},
+    {Mutation::kPinWithoutPromise, "PinWithoutPromise"},
     {Mutation::kLatestFirst, "LatestFirst"},
 };
 static_assert(std::size(kMutations) + 1 == size_t(Mutation::kCount), "every mutation is tried");

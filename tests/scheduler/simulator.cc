@@ -112,6 +112,7 @@ void World::Build() {
   config_.max_waiting = rng_.Between(1, 24);
   config_.order = rng_.Chance(0.5) ? OrderPolicy::kFcfs : OrderPolicy::kPriority;
   config_.reserve_to_finish = rng_.Chance(0.25);
+  config_.limits.reserve_to_finish = config_.reserve_to_finish;
   config_.max_preemptions = int(rng_.Between(1, 8));
   config_.check_invariants = true;
   config_.limits.vocab_size = vocab_;
@@ -369,12 +370,12 @@ void World::AfterStep() {
     for (const auto& request : requests_) {
       if (absl::IsUnavailable(request->status)) why = Message(request->status);
     }
-    Report("I1-I3: " + why);
+    Report("I1-I3, I15: " + why);
   }
   if (stats.kv.free_blocks + stats.kv.cached_blocks + stats.kv.used_blocks != kv_config_.num_blocks)
     Report("I1: blocks are missing");
   if (stats.running > config_.max_running) Report(fmt::format("{} run, the limit is {}", stats.running, config_.max_running));
-  if (config_.reserve_to_finish && !do_forks_ && stats.preemptions > 0) Report("preempted under reserve_to_finish");
+  if (config_.reserve_to_finish && stats.preemptions > 0) Report("preempted under reserve_to_finish");
   if (stats.generated_tokens != told_tokens_) Report("I12: tokens counted and told differ");
   if (!faulted_ && !engine_->Healthy()) {
     faulted_ = true;

@@ -1,7 +1,7 @@
 // The simulator: one seed makes one random world (pool, budgets, policies, tenants, requests, cancels, clock jumps, faults) and
 // drives the real Engine and KvCache through it with a ShadowExecutor, checking every invariant after every step and every token
 // against a sequential oracle that knows no batch and no cache. The same seed gives the same run, event by event. The invariants'
-// numbers are those of the reliability notes: I1-I7, I9-I12, I14, I16.
+// numbers are those of the reliability notes: I1-I7, I9-I12, I14-I16.
 #pragma once
 
 #include <cstdint>

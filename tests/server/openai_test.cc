@@ -1,6 +1,7 @@
 // The OpenAI endpoints over real sockets: answers, streams, stop strings, logprobs, and every field's bounds.
 #include <gtest/gtest.h>
 
+#include "server/openai_request.h"
 #include "tests/server/http_client.h"
 #include "tests/server/server_fixture.h"
 
@@ -209,6 +210,10 @@ TEST(Validation, RefusesWithTheFieldsName) {
       {"stop", {"x", json::array(), {"a", "b"}}, {5, {1}, {""}, std::vector<std::string>(17, "x"), std::string(257, 'x')}},
       {"priority", {0}, {1, -1, big}},
       {"truncate_prompt_tokens", {-1, 1, 2048}, {0, -2, 2049, big}},
+      {"truncation_side", {"left", "right"}, {"up", 1}},
+      {"modalities", {{"text"}, json::array()}, {{"audio"}, {"text", "audio"}, 5}},
+      {"function_call", {"none", "auto"}, {{{"name", "f"}}, "f"}},
+      {"kv_transfer_params", {json::object()}, {{{"do_remote_decode", true}}}},
       {"stream", {false}, {1, "true"}},
       {"echo", {false, true}, {1, "true"}},
       {"ignore_eos", {false, true}, {1, "x"}},
@@ -261,7 +266,8 @@ TEST(Validation, JsonIsBounded) {
                                         std::string(65, '[') + std::string(65, ']'),
                                         "{\"prompt\":\"x\"} trailing",
                                         "{\"temperature\":NaN}",
-                                        "{\"prompt\":\"x\",}"};
+                                        "{\"prompt\":\"x\",}",
+                                        std::string("{\"prompt\":\"x\"}\0{}", 17)};
   for (const std::string& body : bad) {
     const Answer answer = ask(body);
     EXPECT_EQ(answer.status, 400) << body.substr(0, 40);
@@ -304,6 +310,7 @@ TEST(Validation, ChatsAreChecked) {
       {{{"messages", {user}}, {"tools", {{{"type", "function"}}}}}, "tools"},
       {{{"messages", {user}}, {"tools", json::array()}}, "tools"},
       {{{"messages", {user}}, {"tool_choice", "auto"}}, "tool_choice"},
+      {{{"messages", {user}}, {"reasoning_effort", 3}}, "reasoning_effort"},
       {{{"messages", {user}}, {"chat_template", "{{ 1 }}"}}, "chat_template"},
       {{{"messages", {user}}, {"add_generation_prompt", true}, {"continue_final_message", true}}, "continue_final_message"},
   };
@@ -312,6 +319,24 @@ TEST(Validation, ChatsAreChecked) {
     EXPECT_EQ(answer.status, 400) << body;
     EXPECT_EQ(answer.Json()["error"]["param"], param) << body << answer.body;
   }
+}
+
+TEST(Fields, TruncationKeepsTheSideThatIsAskedFor) {
+  TestServer server;
+  json body = {{"prompt", {1, 2, 3, 4, 5}}, {"max_tokens", 1}, {"truncate_prompt_tokens", 2}, {"return_token_ids", true}};
+  const auto ids = [&] { return Post(server.port(), "/v1/completions", body).Json()["choices"][0]["prompt_token_ids"]; };
+  EXPECT_EQ(ids(), json({4, 5}));
+  body["truncation_side"] = "right";
+  EXPECT_EQ(ids(), json({1, 2}));
+  body["truncate_prompt_tokens"] = 9;
+  EXPECT_EQ(ids(), json({1, 2, 3, 4, 5}));
+}
+
+TEST(Fields, ReasoningEffortIsAVariableOfTheTemplate) {
+  const Json body = {{"messages", {{{"role", "user"}, {"content", "x"}}}}, {"reasoning_effort", "low"}};
+  OpenAiRequest request;
+  ASSERT_TRUE(ParseChatRequest(body, ServerLimits(), 20, &request).ok());
+  EXPECT_EQ(std::get<ChatInput>(request.generate[0].prompt).chat_template_kwargs, Json({{"reasoning_effort", "low"}}));
 }
 
 TEST(Errors, AreGolden) {
