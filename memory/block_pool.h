@@ -21,6 +21,11 @@ class BlockPool {
     if (block != kNone) references_[block] = 1;
     return block;
   }
+  // A block that the prefix tree gave back, straight to its next holder.
+  void Reuse(uint32_t block) {
+    KVASIR_CHECK(references_[block] == 0, "block {} reused with {} references", block, references_[block]);
+    references_[block] = 1;
+  }
   void Free(uint32_t block) {
     KVASIR_CHECK(references_[block] == 0, "block {} freed with {} references", block, references_[block]);
     arena_.Free(block, 0);

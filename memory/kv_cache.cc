@@ -69,8 +69,9 @@ uint32_t KvCache::TakeBlock() {
   if (pool_->free_blocks() == 0) {
     const uint32_t victim = tree_->Evict();
     KVASIR_CHECK(victim != PrefixTree::kNone, "no block is free and none can be evicted");
-    pool_->Free(victim);
+    pool_->Reuse(victim);
     ++stats_.evicted_blocks;
+    return victim;
   }
   return pool_->Allocate();
 }

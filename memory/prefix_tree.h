@@ -58,20 +58,20 @@ class PrefixTree {
 
  private:
   static constexpr uint32_t kRootBit = 0x80000000u;
-  struct Node {
+  struct alignas(32) Node {  // half a cache line, so that a node is one memory access
     ChainHash hash;
     uint32_t parent = kNone;
-    uint32_t children = 0;
     uint32_t prev = kNone, next = kNone;  // order of eviction
-    bool in_tree = false;
-    bool evictable = false;
+    uint32_t children : 30 = 0;
+    uint32_t in_tree : 1 = false;
+    uint32_t evictable : 1 = false;
   };
   struct Tenant {
     Salt salt;
     uint32_t children = 0;
   };
   struct Slot {
-    uint32_t tag = 0;
+    uint32_t tag = 0;  // low half of the hash's low word: says where the entry's home is without a look at its node
     uint32_t block = kNone;
   };
   struct SaltHash {
@@ -80,6 +80,7 @@ class PrefixTree {
   ChainHash RootHash(std::span<const std::byte, 32> salt) const;
   ChainHash Weaken(ChainHash hash) const;
   void EraseSlot(uint32_t block);
+  void PrefetchEviction() const;
   uint32_t AddRoot(std::span<const std::byte, 32> salt);
   void DropChild(uint32_t parent);
 
