@@ -136,7 +136,8 @@ void Scheduler::CommitSequence(Sequence& sequence, int64_t now, std::span<Sample
   const KvCacheConfig& kv = kv_->config();
   const int32_t publishable =
       KVASIR_MUTATED(kPublishTooFar) ? std::min(sequence.computed + 1, int32_t(sequence.tokens.size())) : sequence.computed;
-  if (kv.enable_prefix_caching && publishable / kv.block_tokens > sequence.kv.num_published) {
+  // A product, not a quotient: a division for each sequence of each step would be felt.
+  if (kv.enable_prefix_caching && publishable >= (sequence.kv.num_published + 1) * kv.block_tokens) {
     kv_->Publish(sequence.kv, sequence.tokens, publishable, request.params->salt);
   }
   if (samples.empty()) return;

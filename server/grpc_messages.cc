@@ -166,7 +166,7 @@ grpc::Status ToGrpcStatus(const ApiError& error, grpc::CallbackServerContext* co
   if (Describe(error.code).retry_after) {
     context->AddTrailingMetadata("retry-after-ms", std::to_string(int64_t{error.retry_after_seconds} * 1000));
   }
-  return {grpc::StatusCode(int(Describe(error.code).grpc)), error.message};
+  return {grpc::StatusCode(int(Describe(error.code).grpc)), ValidUtf8(error.message)};
 }
 
 std::string ValidUtf8(std::string_view bytes) {

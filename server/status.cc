@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <iterator>
 
+#include "models/unicode.h"
 #include "server/json_text.h"
 
 namespace kvasir {
@@ -113,16 +114,22 @@ void RenameParam(ApiError& error, std::string_view from, std::string_view to) {
 }
 
 std::string ErrorBody(const ApiError& error) {
+  // Messages quote what the client sent, cut to a length, which may be in the middle of a character.
+  const auto append = [](std::string& out, std::string_view text) {
+    std::string valid;
+    AppendLossyUtf8(text, /*at_end=*/true, &valid);
+    AppendJsonString(out, valid);
+  };
   const ErrorEntry& entry = Describe(error.code);
   std::string out = "{\"error\":{\"message\":";
-  AppendJsonString(out, error.message);
+  append(out, error.message);
   out += ",\"type\":";
   AppendJsonString(out, entry.type);
   out += ",\"param\":";
   if (error.param.empty()) {
     out += "null";
   } else {
-    AppendJsonString(out, error.param);
+    append(out, error.param);
   }
   out += ",\"code\":";
   AppendJsonString(out, entry.name);

@@ -339,6 +339,18 @@ TEST(Fields, ReasoningEffortIsAVariableOfTheTemplate) {
   EXPECT_EQ(std::get<ChatInput>(request.generate[0].prompt).chat_template_kwargs, Json({{"reasoning_effort", "low"}}));
 }
 
+TEST(Errors, QuoteWholeCharacters) {
+  TestServer server;
+  for (size_t i = 0; i < 4; ++i) {  // wherever the quote is cut
+    const json role = std::string(i, 'x') +
+                      "\xF0\x9F\x91\x8D\xF0\x9F\x91\x8D\xF0\x9F\x91\x8D\xF0\x9F\x91\x8D\xF0\x9F\x91\x8D"
+                      "\xF0\x9F\x91\x8D\xF0\x9F\x91\x8D\xF0\x9F\x91\x8D\xF0\x9F\x91\x8D";
+    const Answer answer = Post(server.port(), "/v1/chat/completions", {{"messages", {{{"role", role}, {"content", "x"}}}}});
+    EXPECT_EQ(answer.status, 400);
+    EXPECT_TRUE(json::accept(answer.body)) << answer.body;
+  }
+}
+
 TEST(Errors, AreGolden) {
   TestServer server;
   const Answer answer = Post(server.port(), "/v1/completions", {{"prompt", "x"}, {"model", "nope"}});
