@@ -14,6 +14,9 @@
 
 namespace kvasir {
 
+// Layers that keep KV equally long and in equal shape form a group, and a block belongs to one group; most models have one. What
+// follows describes one group: "layer" is the index among the layers of the group that store KV of their own.
+
 // Geometry of one block extent. Offsets and sizes in bytes.
 struct KvLayout {
   DType dtype = DType::kF32;
@@ -21,15 +24,27 @@ struct KvLayout {
   int num_layers = 0;
   int num_kv_heads = 0;
   int head_dim = 0;
+  // Latent attention (MLA): the values are the first value_dim elements of each key, so there are no V pages. 0 = V pages of
+  // head_dim.
+  int value_dim = 0;
 
   // One K or V page, rounded up to 64 bytes so that every page starts on a cache line.
   size_t page_bytes() const { return (size_t{1} * block_tokens * head_dim * SizeOf(dtype) + 63) / 64 * 64; }
-  size_t block_bytes() const { return page_bytes() * num_layers * num_kv_heads * 2; }
+  int pages_per_head() const { return value_dim > 0 ? 1 : 2; }
+  size_t block_bytes() const { return page_bytes() * num_layers * num_kv_heads * pages_per_head(); }
   // Bytes of KV one token takes, padding included.
   size_t token_bytes() const { return block_bytes() / block_tokens; }
   // Inside a block: [layer][head][K page, V page]. K and V of a head are neighbours, so a ragged page pair
   // has the same inner shape as a dense one.
-  size_t k_page_offset(int layer, int head) const { return (size_t{1} * layer * num_kv_heads + head) * 2 * page_bytes(); }
+  size_t k_page_offset(int layer, int head) const {
+    return (size_t{1} * layer * num_kv_heads + head) * pages_per_head() * page_bytes();
+  }
+};
+
+// A group of layers as memory sees it: the extent of one block, and how long its tokens are needed.
+struct KvGroup {
+  KvLayout layout;
+  int window = 0;  // a token is read only by itself and the window - 1 tokens after it; 0 = as long as the sequence lives
 };
 
 // The pages of one (sequence, layer, KV head), dense or ragged. Slot s lives in page s / block_tokens.
@@ -42,15 +57,17 @@ struct PageRun {
 
 // The table of one sequence in a step. Pointers stay valid until the step is done.
 struct SequenceTable {
-  const uint32_t* blocks = nullptr;   // dense: granule index of each block, in token order
-  int32_t num_slots = 0;              // dense: slots in use after this step's append
-  const PageRun* ragged = nullptr;    // ragged: [num_layers * num_kv_heads] runs of page pairs; then the two above are unused
+  const uint32_t* blocks = nullptr;  // dense: granule index of each block, in token order
+  int32_t num_slots = 0;             // dense: slots in use after this step's append
+  const PageRun* ragged = nullptr;   // ragged: [num_layers * num_kv_heads] runs of page pairs; then the two above are unused
 };
 
-// One step's KV, for all sequences of the batch.
+// One step's KV of one group, for all sequences of the batch. With a window, entries of blocks that lie wholly before what any
+// row of the step sees may be kNoBlock; kernels must not touch them.
+inline constexpr uint32_t kNoBlock = UINT32_MAX;
 struct PagedKv {
-  std::byte* base = nullptr;   // device address of granule 0
-  size_t granule_bytes = 0;    // table entries count granules
+  std::byte* base = nullptr;  // device address of granule 0
+  size_t granule_bytes = 0;   // table entries count granules
   KvLayout layout;
   std::span<const SequenceTable> tables;  // [num_seqs]
 
@@ -59,9 +76,7 @@ struct PagedKv {
     if (table.ragged != nullptr) return table.ragged[layer * layout.num_kv_heads + head];
     return {table.blocks, layout.k_page_offset(layer, head), table.num_slots};
   }
-  std::byte* KPage(const PageRun& run, int page) const {
-    return base + size_t{run.entries[page]} * granule_bytes + run.k_offset;
-  }
+  std::byte* KPage(const PageRun& run, int page) const { return base + size_t{run.entries[page]} * granule_bytes + run.k_offset; }
   std::byte* VPage(const PageRun& run, int page) const { return KPage(run, page) + layout.page_bytes(); }
 };
 

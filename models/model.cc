@@ -48,8 +48,8 @@ class Decoder : public Model {
   size_t weight_bytes() const override { return weights_.bytes; }
   int64_t max_model_len() const override { return max_model_len_; }
 
-  KvLayout kv_layout(int block_tokens, std::optional<DType> kv_dtype) const override {
-    return {kv_dtype.value_or(weights_.dtype), block_tokens, config_.num_layers, config_.num_kv_heads, config_.head_dim};
+  std::vector<KvGroup> kv_groups(int block_tokens, std::optional<DType> kv_dtype) const override {
+    return {{{kv_dtype.value_or(weights_.dtype), block_tokens, config_.num_layers, config_.num_kv_heads, config_.head_dim}}};
   }
 
   // What the values in a KV cache depend on: weights, the way they are computed with, and how positions are rotated.
@@ -136,17 +136,18 @@ Status Decoder::CheckInput(const ForwardInput& input) const {
     if (input.positions[i] < 0 || input.positions[i] >= max_model_len_)
       return OutOfRange("position {} in row {} is beyond the context of {} tokens", input.positions[i], i, max_model_len_);
   }
+  if (input.kv.size() != 1) return InvalidArgument("{} KV groups; the model has 1", input.kv.size());
   int64_t next_row = 0;
   for (const SequenceSlice& slice : input.slices) {
     if (slice.first_row != next_row || slice.num_rows <= 0 || slice.kv < 0 ||
-        static_cast<size_t>(slice.kv) >= input.kv.tables.size())
+        static_cast<size_t>(slice.kv) >= input.kv[0].tables.size())
       return InvalidArgument(
           "slice of {} rows at row {} with KV table {}: slices must follow one another and name one of {} tables", slice.num_rows,
-          slice.first_row, slice.kv, input.kv.tables.size());
+          slice.first_row, slice.kv, input.kv[0].tables.size());
     next_row += slice.num_rows;
   }
   if (next_row != static_cast<int64_t>(rows)) return InvalidArgument("slices cover {} of {} rows", next_row, rows);
-  const KvLayout& layout = input.kv.layout;
+  const KvLayout& layout = input.kv[0].layout;
   if (layout.num_layers != config_.num_layers || layout.num_kv_heads != config_.num_kv_heads ||
       layout.head_dim != config_.head_dim)
     return InvalidArgument("the KV layout is for another model: {} layers, {} heads of {}", layout.num_layers,
@@ -187,8 +188,8 @@ Status Decoder::Forward(const ForwardInput& input) {
     const LayerWeights& layer = weights_.layers[i];
     device_->AddRmsNorm(residual_, delta, layer.input_norm, eps, rows, normed_);
     device_->Linear(normed_, rows, layer.qkv, OrNull(layer.qkv_bias), qkv_);
-    device_->RopeAppend(qkv_, input.positions, rope, config_.num_q_heads, i, input.slices, input.kv, q_);
-    device_->Attention(q_, i, attention, input.slices, input.kv, attended_);
+    device_->RopeAppend(qkv_, input.positions, rope, config_.num_q_heads, i, input.slices, input.kv[0], q_);
+    device_->Attention(q_, i, attention, input.slices, input.kv[0], attended_);
     device_->Linear(attended_, rows, layer.o, OrNull(layer.o_bias), delta_);
     device_->AddRmsNorm(residual_, delta_, layer.post_norm, eps, rows, normed_);
     device_->Linear(normed_, rows, layer.gate_up, OrNull(layer.gate_up_bias), gate_up_);

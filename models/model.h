@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "kernels/device.h"
 #include "models/config.h"
@@ -17,7 +18,7 @@ struct ForwardInput {
   std::span<const int32_t> token_ids;  // [num_tokens], all slices one after another
   std::span<const int32_t> positions;  // [num_tokens]: place of each token in its text (RoPE)
   std::span<const SequenceSlice> slices;
-  PagedKv kv;  // slots for these tokens are already reserved
+  std::span<const PagedKv> kv;  // one per group of kv_groups(); slots for these tokens are already reserved
 };
 
 struct LoadOptions {
@@ -39,7 +40,8 @@ class Model {
 
   virtual const ModelConfig& config() const = 0;
   virtual const GenerationDefaults& generation_defaults() const = 0;
-  virtual KvLayout kv_layout(int block_tokens, std::optional<DType> kv_dtype) const = 0;
+  // The groups its layers fall into, longest kept first.
+  virtual std::vector<KvGroup> kv_groups(int block_tokens, std::optional<DType> kv_dtype) const = 0;
   virtual std::string fingerprint() const = 0;  // of weights and numerics: cached KV is valid only under the same one
   virtual size_t weight_bytes() const = 0;
   virtual int64_t max_model_len() const = 0;  // positions are below this

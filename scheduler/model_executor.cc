@@ -28,10 +28,8 @@ Status ModelExecutor::Execute(const StepBatch& batch, StepResult& result) {
   for (const BlockCopy& copy : batch.copies) {
     device_->CopyOnDevice(arena_ + copy.to * block_bytes, arena_ + copy.from * block_bytes, block_bytes);
   }
-  const ForwardInput input = {.token_ids = batch.token_ids,
-                              .positions = batch.positions,
-                              .slices = batch.slices,
-                              .kv = {.base = arena_, .granule_bytes = block_bytes, .layout = layout_, .tables = batch.tables}};
+  const PagedKv kv = {.base = arena_, .granule_bytes = block_bytes, .layout = layout_, .tables = batch.tables};
+  const ForwardInput input = {.token_ids = batch.token_ids, .positions = batch.positions, .slices = batch.slices, .kv = {&kv, 1}};
   KVASIR_RETURN_IF_ERROR(model_->Forward(input));
   KVASIR_RETURN_IF_ERROR(SampleRows(batch, result));
   KVASIR_RETURN_IF_ERROR(ScoreRows(batch, result));

@@ -135,7 +135,7 @@ StatusOr<std::unique_ptr<Runtime>> Runtime::Create(const EngineOptions& options,
   }
   KVASIR_ASSIGN_OR_RETURN(runtime->max_model_len, ChooseModelLength(options, config));
 
-  runtime->kv_layout = runtime->model->kv_layout(int(options.block_size), ParseDType(options.kv_cache_dtype));
+  runtime->kv_layout = runtime->model->kv_groups(int(options.block_size), ParseDType(options.kv_cache_dtype))[0].layout;
   KVASIR_ASSIGN_OR_RETURN(runtime->num_blocks, ChooseNumBlocks(options, runtime->kv_layout, runtime->max_model_len,
                                                                runtime->device->Info().memory_bytes));
   runtime->cache = std::make_unique<KvCache>(KvCacheConfig{

@@ -431,7 +431,7 @@ TEST(Forward, RefusesInputThatDoesNotFit) {
   const auto device = MakeReferenceDevice();
   auto model = Model::Load("m", device.get(), {.max_step_tokens = 4, .max_logits_rows = 2, .fs = &fs});
   ASSERT_TRUE(model.ok()) << model.status();
-  const KvLayout layout = (*model)->kv_layout(16, std::nullopt);
+  const KvLayout layout = (*model)->kv_groups(16, std::nullopt)[0].layout;
   auto memory = device->Allocate(layout.block_bytes() * 2, "kv");
   ASSERT_TRUE(memory.ok());
   const uint32_t blocks[2] = {0, 1};
@@ -439,7 +439,7 @@ TEST(Forward, RefusesInputThatDoesNotFit) {
   PagedKv kv = {static_cast<std::byte*>(*memory), layout.block_bytes(), layout, {&table, 1}};
   std::vector<int32_t> ids = {1, 2}, positions = {0, 1};
   std::vector<SequenceSlice> slices = {{0, 2, 0}};
-  const auto forward = [&] { return Message((*model)->Forward({ids, positions, slices, kv})); };
+  const auto forward = [&] { return Message((*model)->Forward({ids, positions, slices, {&kv, 1}})); };
   const int32_t row = 0;
   EXPECT_FALSE((*model)->Logits({&row, 1}).ok()) << "before any step";
   EXPECT_EQ(forward(), "");

@@ -17,7 +17,7 @@ class SequenceRunner {
                  int block_tokens = 16)
       : model_(model),
         device_(device),
-        layout_(model->kv_layout(block_tokens, kv_dtype)),
+        layout_(model->kv_groups(block_tokens, kv_dtype)[0].layout),
         blocks_((max_tokens + block_tokens - 1) / block_tokens) {
     // Blocks lie in reverse order, so that an index mistaken for a position shows.
     std::iota(blocks_.rbegin(), blocks_.rend(), 0u);
@@ -35,7 +35,7 @@ class SequenceRunner {
     const SequenceTable table = {blocks_.data(), length_, nullptr};
     const SequenceSlice slice = {0, static_cast<int32_t>(ids.size()), 0};
     const PagedKv kv = {base_, layout_.block_bytes(), layout_, {&table, 1}};
-    KVASIR_RETURN_IF_ERROR(model_->Forward({ids, positions, {&slice, 1}, kv}));
+    KVASIR_RETURN_IF_ERROR(model_->Forward({ids, positions, {&slice, 1}, {&kv, 1}}));
     return device_->Synchronize();
   }
 
