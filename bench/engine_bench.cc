@@ -8,6 +8,7 @@
 #include "bench/result.h"
 #include "kernels/rng.h"
 #include "server/generate.h"
+#include "server/pull_command.h"
 #include "server/runtime.h"
 
 namespace kvasir {
@@ -90,6 +91,7 @@ double PrefillFloorSeconds(const Runtime& runtime, const Ceilings& machine, int6
 Status BenchModel(const BenchOptions& options) {
   EngineOptions engine = options.engine;
   engine.enable_prefix_caching = false;
+  KVASIR_RETURN_IF_ERROR(ResolveModel(&engine));
   KVASIR_ASSIGN_OR_RETURN(const std::unique_ptr<Runtime> runtime, Runtime::Create(engine, 20, ShowLoadProgress));
   ThreadTeam team(options.engine.threads > 0 ? options.engine.threads : UsableCpus());
   const Ceilings machine = MeasureCeilings(team);

@@ -32,8 +32,14 @@ CLI::Option* Env(CLI::Option* option) {
 }
 
 void AddModelOptions(CLI::App& app, EngineOptions& o) {
-  Env(app.add_option("--model,-m", o.model, "Model folder in Hugging Face layout (config.json, *.safetensors, tokenizer.json)"))
+  Env(app.add_option("--model,-m", o.model,
+                     "Model folder in Hugging Face layout, or ORG/NAME[@REV] of a hub (cached, else pulled)"))
       ->group("Model");
+  Env(app.add_option("--revision", o.revision, "Branch, tag or commit of a hub model"))->group("Model");
+  Env(app.add_option("--download-dir", o.download_dir,
+                     "Cache of hub models; default HF_HUB_CACHE, HF_HOME/hub, ~/.cache/huggingface/hub"))
+      ->group("Model");
+  Env(app.add_flag("--pull,!--no-pull", o.pull, "Fetch a hub model that is not in the cache (on by default)"))->group("Model");
   Env(app.add_option("--device", o.device, "Where to compute"))
       ->check(CLI::IsMember({"auto", "cpu", "cuda", "reference"}))
       ->capture_default_str()
@@ -48,10 +54,13 @@ void AddModelOptions(CLI::App& app, EngineOptions& o) {
       ->transform(Size())
       ->capture_default_str()
       ->group("Model");
-  Env(app.add_option("--generation-config", o.generation_config,
-                     "auto = sampling defaults of generation_config.json; vllm = neutral ones"))
-      ->check(CLI::IsMember({"auto", "vllm"}))
+  Env(app.add_option(
+          "--generation-config", o.generation_config,
+          "Sampling defaults: auto = the model's generation_config.json; vllm = neutral ones; else that of this folder"))
       ->capture_default_str()
+      ->group("Model");
+  Env(app.add_option("--override-generation-config", o.override_generation_config,
+                     "JSON object laid over the sampling defaults, as {\"temperature\": 0.5}"))
       ->group("Model");
   Env(app.add_option("--chat-template", o.chat_template, "File with a Jinja chat template instead of the model's"))
       ->check(CLI::ExistingFile)
@@ -204,6 +213,13 @@ void AddGenerateOptions(CLI::App& app, GenerateOptions& o) {
   app.add_flag("--json", o.json, "Print one JSON object instead of streaming text")->group("Request");
 }
 
+void AddPullOptions(CLI::App& app, PullOptions& o) {
+  app.add_option("model", o.model, "ORG/NAME or ORG/NAME@REVISION")->required();
+  app.add_option("--revision", o.revision, "Branch, tag or commit; default main");
+  app.add_option("--download-dir,--cache-dir", o.download_dir, "Default: HF_HUB_CACHE, HF_HOME/hub, ~/.cache/huggingface/hub");
+  app.add_flag("--text-only", o.text_only, "Configuration, tokenizer and templates; no weights");
+}
+
 void AddBenchOptions(CLI::App& app, BenchOptions& o) {
   AddEngineOptions(app, o.engine);
   app.add_option("what", o.what, "What to measure: engine")->required()->check(CLI::IsMember({"engine"}));
@@ -272,8 +288,9 @@ constexpr std::string_view kOverview = R"(Kvasir: an LLM inference server whose 
 
 Usage: kvasir COMMAND [FLAGS]
 
-  serve     --model DIR        serve a model over HTTP (OpenAI style) and gRPC
+  serve     --model DIR|ORG/NAME  serve a model over HTTP (OpenAI style) and gRPC
   generate  --model DIR -p TEXT  one prompt on the terminal, streaming
+  pull      ORG/NAME[@REV]     fetch a model from a hub (HF_ENDPOINT, HF_TOKEN) into the cache shared with its tools
   bench     engine [--model DIR] measure the engine beside the machine's ceilings
   version                      print the version
 
@@ -294,7 +311,8 @@ Status CheckServe(ServeOptions& o) {
 
 Status CheckModel(const EngineOptions& o, std::string_view command) {
   if (o.model.empty())
-    return InvalidArgument("--model is missing: kvasir {} --model DIR (a folder with config.json and *.safetensors)", command);
+    return InvalidArgument("--model is missing: kvasir {} --model DIR (a folder with config.json and *.safetensors, or ORG/NAME)",
+                           command);
   return OkStatus();
 }
 
@@ -371,11 +389,14 @@ StatusOr<CommandLine> ParseCommandLine(std::vector<std::string> arguments) {
   } else if (command == "generate") {
     line.command = CommandLine::Command::kGenerate;
     AddGenerateOptions(app, line.generate);
+  } else if (command == "pull") {
+    line.command = CommandLine::Command::kPull;
+    AddPullOptions(app, line.pull);
   } else if (command == "bench") {
     line.command = CommandLine::Command::kBench;
     AddBenchOptions(app, line.bench);
   } else {
-    const std::string nearest = NearestName(command, {"serve", "generate", "bench", "version", "help"});
+    const std::string nearest = NearestName(command, {"serve", "generate", "pull", "bench", "version", "help"});
     return InvalidArgument("unknown command '{}'{}", command,
                            nearest.empty() ? ": see 'kvasir --help'" : ": did you mean '" + nearest + "'?");
   }

@@ -15,7 +15,10 @@ namespace kvasir {
 
 // What is loaded and how it runs: shared by serve, generate and bench engine.
 struct EngineOptions {
-  std::string model;
+  std::string model;                    // a folder, or ORG/NAME[@REVISION] of a hub until ResolveModel has made it one
+  std::string revision;                 // of a hub model; empty = main, or what the model's name says
+  std::string download_dir;             // empty = the cache shared with Hugging Face's tools
+  bool pull = true;                     // fetch a hub model that is not in the cache
   std::string device = "auto";          // auto | cpu | reference | cuda
   int threads = 0;                      // 0 = all the process may use
   std::string dtype = "auto";           // auto | float32 | float16 | bfloat16
@@ -32,7 +35,8 @@ struct EngineOptions {
   std::string scheduling_policy = "fcfs";  // fcfs | priority
   bool reserve_to_finish = false;
   bool check_invariants = false;
-  std::string generation_config = "auto";  // auto = the folder's generation_config.json; vllm = neutral defaults
+  std::string generation_config = "auto";  // auto = the folder's generation_config.json; vllm = neutral defaults; else a folder
+  std::string override_generation_config;  // a JSON object laid over those defaults
   std::string chat_template;               // a file; empty = the model's own
   uint64_t seed = 0;                       // for requests that give none; 0 = drawn anew for each
 };
@@ -75,6 +79,11 @@ struct GenerateOptions {
   int64_t logprobs = -1;
 };
 
+struct PullOptions {
+  std::string model, revision, download_dir;
+  bool text_only = false;  // no weights
+};
+
 struct BenchOptions {
   EngineOptions engine;
   std::string what;  // "engine"
@@ -86,9 +95,10 @@ struct BenchOptions {
 };
 
 struct CommandLine {
-  enum class Command { kServe, kGenerate, kBench, kVersion, kHelp } command = Command::kHelp;
+  enum class Command { kServe, kGenerate, kPull, kBench, kVersion, kHelp } command = Command::kHelp;
   ServeOptions serve;
   GenerateOptions generate;
+  PullOptions pull;
   BenchOptions bench;
   std::string help;                   // text to print for kHelp
   std::vector<std::string> warnings;  // for the log, once it is set up

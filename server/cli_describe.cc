@@ -8,6 +8,9 @@ std::string DescribeOptions(const ServeOptions& o) {
   std::string text;
   const auto line = [&text](std::string_view key, const auto& value) { text += fmt::format("{}: {}\n", key, value); };
   line("model", e.model);
+  if (!e.revision.empty()) line("revision", e.revision);
+  if (!e.download_dir.empty()) line("download-dir", e.download_dir);
+  line("pull", e.pull);
   line("device", e.device);
   line("threads", e.threads);
   line("dtype", e.dtype);
@@ -24,6 +27,7 @@ std::string DescribeOptions(const ServeOptions& o) {
   line("scheduling-policy", e.scheduling_policy);
   line("reserve-to-finish", e.reserve_to_finish);
   line("generation-config", e.generation_config);
+  if (!e.override_generation_config.empty()) line("override-generation-config", "'" + e.override_generation_config + "'");
   if (!e.chat_template.empty()) line("chat-template", e.chat_template);
   line("seed", e.seed);
   line("host", o.host);

@@ -13,6 +13,7 @@
 #include <sstream>
 
 #include "models/detokenizer.h"
+#include "server/pull_command.h"
 #include "server/runtime.h"
 
 namespace kvasir {
@@ -162,6 +163,7 @@ void ShowLoadProgress(double fraction, std::string_view what) {
 Status RunGenerate(const GenerateOptions& options) {
   EngineOptions engine = options.engine;
   engine.max_num_seqs = 1;
+  KVASIR_RETURN_IF_ERROR(ResolveModel(&engine));
   KVASIR_ASSIGN_OR_RETURN(const std::unique_ptr<Runtime> runtime,
                           Runtime::Create(engine, std::max<int64_t>(options.logprobs, 20), ShowLoadProgress));
   KVASIR_ASSIGN_OR_RETURN(std::vector<int32_t> prompt, PromptIds(options, *runtime));

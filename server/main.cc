@@ -6,6 +6,7 @@
 #include "bench/engine_bench.h"
 #include "server/cli.h"
 #include "server/generate.h"
+#include "server/pull_command.h"
 #include "server/serve.h"
 
 namespace kvasir {
@@ -33,6 +34,8 @@ int Main(int argc, char** argv) {
       return ExitCode(RunServe(line->serve));
     case CommandLine::Command::kGenerate:
       return ExitCode(RunGenerate(line->generate));
+    case CommandLine::Command::kPull:
+      return ExitCode(RunPull(line->pull));
     case CommandLine::Command::kBench:
       return ExitCode(RunBenchEngine(line->bench));
   }

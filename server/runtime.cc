@@ -4,6 +4,8 @@
 #include <fstream>
 #include <sstream>
 
+#include "server/generation_defaults.h"
+
 namespace kvasir {
 namespace {
 
@@ -73,7 +75,8 @@ StatusOr<std::optional<ChatTemplate>> LoadChatTemplate(const EngineOptions& opti
   return std::optional<ChatTemplate>(std::move(parsed).value());
 }
 
-EngineConfig MakeEngineConfig(const EngineOptions& options, const Runtime& runtime, int64_t max_logprobs) {
+EngineConfig MakeEngineConfig(const EngineOptions& options, const Runtime& runtime, int64_t max_logprobs,
+                              std::vector<int32_t> eos_token_ids) {
   EngineConfig config;
   config.max_step_tokens = int(options.max_num_batched_tokens);
   config.max_running = int(options.max_num_seqs);
@@ -89,7 +92,7 @@ EngineConfig MakeEngineConfig(const EngineOptions& options, const Runtime& runti
   config.limits.max_logprobs = max_logprobs;
   config.limits.reserve_to_finish = config.reserve_to_finish;
   config.limits.priority_allowed = config.order == OrderPolicy::kPriority;
-  config.limits.eos_token_ids = runtime.model->config().eos_token_ids;
+  config.limits.eos_token_ids = std::move(eos_token_ids);
   return config;
 }
 
@@ -120,6 +123,8 @@ StatusOr<std::unique_ptr<Runtime>> Runtime::Create(const EngineOptions& options,
   // The tokenizer first: it is quick to read, and a broken one should be told before gigabytes are loaded.
   KVASIR_ASSIGN_OR_RETURN(runtime->tokenizer, Tokenizer::Load(options.model));
   KVASIR_ASSIGN_OR_RETURN(runtime->chat_template, LoadChatTemplate(options, *runtime->tokenizer));
+  KVASIR_ASSIGN_OR_RETURN(const GenerationChoice generation,
+                          ReadGenerationChoice(options.generation_config, options.override_generation_config));
 
   LoadOptions load;
   load.dtype = ParseDType(options.dtype);
@@ -134,6 +139,8 @@ StatusOr<std::unique_ptr<Runtime>> Runtime::Create(const EngineOptions& options,
         runtime->tokenizer->vocab_size(), config.vocab_size);
   }
   KVASIR_ASSIGN_OR_RETURN(runtime->max_model_len, ChooseModelLength(options, config));
+  runtime->generation_defaults = generation.Defaults(runtime->model->generation_defaults());
+  std::vector<int32_t> eos = generation.EndTokens(config.eos_token_ids, runtime->tokenizer->eos_id(), config.vocab_size);
 
   runtime->kv_layout = runtime->model->kv_groups(int(options.block_size), ParseDType(options.kv_cache_dtype))[0].layout;
   KVASIR_ASSIGN_OR_RETURN(runtime->num_blocks, ChooseNumBlocks(options, runtime->kv_layout, runtime->max_model_len,
@@ -145,8 +152,8 @@ StatusOr<std::unique_ptr<Runtime>> Runtime::Create(const EngineOptions& options,
       .fingerprint = fmt::format("{} {} {}", runtime->model->fingerprint(), Name(runtime->kv_layout.dtype), options.block_size)});
   KVASIR_ASSIGN_OR_RETURN(runtime->executor, ModelExecutor::Create(runtime->model.get(), runtime->device.get(),
                                                                    runtime->kv_layout, runtime->num_blocks));
-  runtime->engine = std::make_unique<Engine>(MakeEngineConfig(options, *runtime, max_logprobs), runtime->cache.get(),
-                                             runtime->executor.get(), &runtime->clock);
+  runtime->engine = std::make_unique<Engine>(MakeEngineConfig(options, *runtime, max_logprobs, std::move(eos)),
+                                             runtime->cache.get(), runtime->executor.get(), &runtime->clock);
   return runtime;
 }
 

@@ -24,6 +24,7 @@ struct Runtime {
   std::unique_ptr<Device> device;
   std::unique_ptr<Tokenizer> tokenizer;
   std::optional<ChatTemplate> chat_template;  // unset: the model has none
+  GenerationDefaults generation_defaults;     // as --generation-config and --override-generation-config choose
   std::unique_ptr<Model> model;
   std::unique_ptr<KvCache> cache;
   std::unique_ptr<ModelExecutor> executor;

@@ -16,6 +16,7 @@
 #include "server/generate.h"
 #include "server/grpc_server.h"
 #include "server/http_server.h"
+#include "server/pull_command.h"
 #include "server/runtime.h"
 #include "server/service.h"
 
@@ -114,6 +115,8 @@ void SetUpLog(const ServeOptions& options) {
 std::vector<std::string> ServedNames(const ServeOptions& options) {
   if (!options.served_model_names.empty()) return options.served_model_names;
   std::error_code error;
+  if (!std::filesystem::is_directory(options.engine.model, error))
+    return {options.engine.model.substr(0, options.engine.model.find('@'))};
   std::filesystem::path path = std::filesystem::weakly_canonical(options.engine.model, error);
   if (error) path = options.engine.model;
   return {path.filename().empty() ? path.parent_path().filename().string() : path.filename().string()};
@@ -125,7 +128,7 @@ ServiceConfig MakeServiceConfig(const ServeOptions& options, const Runtime& runt
   config.tokenizer = runtime.tokenizer.get();
   config.chat_template = runtime.chat_template ? &*runtime.chat_template : nullptr;
   config.clock = &runtime.clock;
-  if (options.engine.generation_config == "auto") config.defaults = runtime.model->generation_defaults();
+  config.defaults = runtime.generation_defaults;
   config.limits = limits;
   config.seed = options.engine.seed;
   const ModelConfig& model = runtime.model->config();
@@ -195,13 +198,17 @@ Status RunServe(const ServeOptions& options) {
   HttpRoutes routes({keys, options.allowed_origins, options.enable_log_requests, limits});
   http->Start(&routes);  // answers 503 "loading" until the service is set
 
+  EngineOptions engine = options.engine;
+  KVASIR_RETURN_IF_ERROR(ResolveModel(&engine, [&signals] {
+    if (signals.Wait(0) != 0) _exit(0);  // what was pulled so far stays for the next start
+    return true;
+  }));
   const auto start = std::chrono::steady_clock::now();
-  KVASIR_ASSIGN_OR_RETURN(
-      const std::unique_ptr<Runtime> runtime,
-      Runtime::Create(options.engine, options.max_logprobs, [&signals](double fraction, std::string_view what) {
-        if (signals.Wait(0) != 0) _exit(0);  // asked to stop while loading: there is nothing to drain
-        ShowLoadProgress(fraction, what);
-      }));
+  KVASIR_ASSIGN_OR_RETURN(const std::unique_ptr<Runtime> runtime,
+                          Runtime::Create(engine, options.max_logprobs, [&signals](double fraction, std::string_view what) {
+                            if (signals.Wait(0) != 0) _exit(0);  // asked to stop while loading: there is nothing to drain
+                            ShowLoadProgress(fraction, what);
+                          }));
   runtime->engine->Start();
   Service service(MakeServiceConfig(options, *runtime, limits));
   const ApiKeys api_keys(keys);

@@ -197,6 +197,13 @@ StatusOr<RequestDraft> Service::MakeDraft(GenerateRequest& request, std::vector<
     const int64_t room = std::min(limits.max_model_len, limits.pool_tokens) - int64_t(draft.prompt.size());
     draft.max_tokens = std::clamp<int64_t>(room, 1, request.default_max_tokens);
   }
+  // As in vLLM, max_new_tokens of the generation config is a limit for every request, not only a default.
+  if (defaults.max_new_tokens) {
+    const RequestLimits& limits = config_.engine->config().limits;
+    const int64_t room = std::min(limits.max_model_len, limits.pool_tokens) - int64_t(draft.prompt.size());
+    const int64_t most = *defaults.max_new_tokens;
+    draft.max_tokens = draft.max_tokens ? std::min(*draft.max_tokens, most) : std::clamp<int64_t>(room, 1, most);
+  }
   draft.min_tokens = request.min_tokens;
   draft.n = request.n;
   draft.ignore_eos = request.ignore_eos;
