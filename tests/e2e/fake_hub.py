@@ -29,7 +29,7 @@ class Hub:
         self.listed = None        # names to list instead of the files'
         self.cuts = {}            # file -> list of byte counts: that many bytes, then the connection is closed; one per GET
         self.corrupt = set()      # files whose bytes come wrong
-        self.stall = {}           # file -> seconds to wait before the body
+        self.stall = {}           # file -> seconds to wait before the body, once
         self.failures = collections.deque()  # (status, headers) for the next requests, whatever they are
         self.ranges = True
         self.chunk_delay = 0.0    # seconds after each 64 KiB
@@ -179,7 +179,7 @@ class _Request(http.server.BaseHTTPRequestHandler):
             self.send_header(key.replace("_", "-"), value)
         self.send_header("Content-Length", str(len(data) - start))
         self.end_headers()
-        time.sleep(hub.stall.get(name, 0))
+        time.sleep(hub.stall.pop(name, 0) if self.command == "GET" else 0)
         body = data[start:] if cut is None else data[start:start + cut]
         for at in range(0, len(body), 65536):
             self.wfile.write(body[at:at + 65536])
