@@ -19,13 +19,14 @@
 namespace kvasir {
 
 struct PullProgress {
-  std::string_view file;                  // the one under way
+  std::string_view file;                  // the one this is about; several are under way
   uint64_t file_done = 0, file_size = 0;  // bytes; size 0 = not told
   uint64_t done = 0, total = 0;           // bytes of all files known by now; total grows once, when the shards are known
   bool finished = false;                  // this file is in place
   bool fetched = false;                   // with finished: bytes came over the network, it was not there already
 };
 
+// Called by several threads, one at a time.
 struct PullEvents {
   std::function<bool()> keep_going;                     // several times a second; false ends with Cancelled
   std::function<void(const PullProgress&)> progress;    // for each piece

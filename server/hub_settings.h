@@ -24,6 +24,7 @@ struct HubSettings {
   ProxySettings proxies;
   int timeout_seconds = 10;      // to connect, and between two pieces of an answer
   int retry_millis = 1000;       // the first pause before another try; doubles each time
+  int parallel_files = 4;        // fetched at once
   std::string offline_variable;  // the one that said so
 };
 

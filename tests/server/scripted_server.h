@@ -107,7 +107,7 @@ class ScriptedServer {
         const std::lock_guard lock(mutex_);
         seen_.push_back(request);
       }
-      const RawAnswer answer = script_(request);
+      const RawAnswer answer = Ask(request);
       for (int waited = 0; waited < answer.stall_millis && !stopping_; waited += 10)
         std::this_thread::sleep_for(std::chrono::milliseconds(10));
       std::string_view bytes = answer.bytes;
@@ -119,6 +119,12 @@ class ScriptedServer {
       if (answer.then) answer.then();
       if (answer.close) return Close(fd);
     }
+  }
+
+  // One script at a time, so that tests may count in them.
+  RawAnswer Ask(const SeenRequest& request) {
+    const std::lock_guard lock(script_mutex_);
+    return script_(request);
   }
 
   void Close(int fd) {
@@ -145,6 +151,7 @@ class ScriptedServer {
   }
 
   const Script script_;
+  std::mutex script_mutex_;
   int listener_ = -1, port_ = 0;
   std::atomic<bool> stopping_{false};
   std::atomic<int> connections_{0};
