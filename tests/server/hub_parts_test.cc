@@ -1,7 +1,7 @@
 // The parts of the hub client that touch no network: URLs, names of repositories and files, the cache's layout, settings, blobs.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/stat.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
@@ -21,7 +21,7 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 
 std::string FreshFolder(const std::string& name) {
-  const std::string path = testing::TempDir() + "kvasir_hub_parts_" + name;
+  const std::string path = fmt::format("{}kvasir_hub_parts_{}_{}", testing::TempDir(), getpid(), name);
   fs::remove_all(path);
   fs::create_directories(path);
   return path;

@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <openssl/evp.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -175,7 +176,7 @@ class FakeHub {
     settings.endpoint = *ParseHubUrl(server_.Url("127.0.0.1"));
     settings.endpoint.target.clear();
     const auto* test = testing::UnitTest::GetInstance()->current_test_info();
-    settings.cache_dir = testing::TempDir() + "kvasir_hub_" + test->name();
+    settings.cache_dir = fmt::format("{}kvasir_hub_{}_{}", testing::TempDir(), getpid(), test->name());
     settings.retry_millis = 5;
     settings.timeout_seconds = 5;
     fs::remove_all(settings.cache_dir);
@@ -185,6 +186,8 @@ class FakeHub {
              {"README.md", "# not needed"},
              {"pytorch_model.bin", "a pickle"}};
   }
+
+  ~FakeHub() { fs::remove_all(settings.cache_dir); }
 
   static std::string Weights(size_t size) {
     std::string bytes(size, '\0');
