@@ -43,6 +43,24 @@ TEST(CliTest, ModelMayBePositional) {
   EXPECT_EQ(line->serve.engine.model, "some/folder");
 }
 
+TEST(CliTest, ModelsOfAHub) {
+  const auto pull = Parse({"pull", "org/name@v1", "--text-only", "--cache-dir", "/c"});
+  ASSERT_TRUE(pull.ok()) << pull.status();
+  EXPECT_EQ(pull->command, CommandLine::Command::kPull);
+  EXPECT_EQ(pull->pull.model, "org/name@v1");
+  EXPECT_EQ(pull->pull.download_dir, "/c");
+  EXPECT_TRUE(pull->pull.text_only);
+  EXPECT_THAT(Message(Parse({"pull"}).status()), HasSubstr("model"));
+  EXPECT_THAT(Message(Parse({"pul", "x"}).status()), HasSubstr("did you mean 'pull'?"));
+  const auto serve =
+      Parse({"serve", "org/name", "--revision", "main", "--no-pull", "--override-generation-config", R"({"top_k": 5})"});
+  ASSERT_TRUE(serve.ok()) << serve.status();
+  EXPECT_EQ(serve->serve.engine.revision, "main");
+  EXPECT_FALSE(serve->serve.engine.pull);
+  EXPECT_EQ(serve->serve.engine.override_generation_config, R"({"top_k": 5})");
+  EXPECT_THAT(DescribeOptions(serve->serve), HasSubstr(R"(override-generation-config: '{"top_k": 5}')"));
+}
+
 TEST(CliTest, TyposGetTheNearestName) {
   EXPECT_THAT(Message(Parse({"serve", "--model", "m", "--prot", "1"}).status()), HasSubstr("did you mean --port?"));
   EXPECT_THAT(Message(Parse({"serve", "--model", "m", "--max-num-seq", "1"}).status()), HasSubstr("--max-num-seqs"));

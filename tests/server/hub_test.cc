@@ -323,7 +323,8 @@ TEST(HubTest, ShardsComeFromTheIndex) {
 
   hub.files["model.safetensors.index.json"] = R"({"weight_map": {"a": "model-9.safetensors"}})";
   hub.commit = std::string(40, 'd');
-  EXPECT_THAT(Message(hub.Pull().status()), HasSubstr("model-9.safetensors"));
+  EXPECT_THAT(Message(hub.Pull().status()), AllOf(HasSubstr("model-9.safetensors"), HasSubstr("the repository does not have")));
+  EXPECT_EQ(hub.Count("HEAD", "model-9"), 0);
   EXPECT_EQ(Read(hub.folder().Ref("main")), std::string(40, 'c'));  // the old one still holds
 }
 
@@ -552,6 +553,7 @@ TEST(HubTest, RedirectsEnd) {
     return request.method == "HEAD" ? RawAnswer{"HTTP/1.1 302 X\r\nLocation: /loop\r\nContent-Length: 0\r\n\r\n"} : RawAnswer{};
   };
   EXPECT_THAT(Message(hub.Pull().status()), HasSubstr("redirects"));
+  EXPECT_LT(hub.server().Seen().size(), 50);
   hub.before = [&](const SeenRequest& request) -> RawAnswer {
     return request.method == "HEAD" ? RawAnswer{"HTTP/1.1 302 X\r\nLocation: file:///etc/passwd\r\nContent-Length: 0\r\n\r\n"}
                                     : RawAnswer{};
@@ -597,6 +599,21 @@ TEST(HubTest, TwoPullsAtOnce) {
   EXPECT_EQ(good, 3);
   EXPECT_EQ(hub.InSnapshot("model.safetensors"), hub.files["model.safetensors"]);
   EXPECT_EQ(hub.Count("GET", "/cdn/"), 1);
+}
+
+TEST(HubTest, OneFailureStopsTheOthers) {
+  FakeHub hub;
+  hub.settings.timeout_seconds = 60;
+  hub.before = [&](const SeenRequest& request) -> RawAnswer {
+    if (Gets(request, "config.json")) return Answer200("", "", 418);
+    if (!Gets(request, "/cdn/")) return {};
+    RawAnswer answer = Answer200("x");
+    answer.stall_millis = 50'000;
+    return answer;
+  };
+  const auto start = std::chrono::steady_clock::now();
+  EXPECT_THAT(Message(hub.Pull().status()), HasSubstr("status 418"));
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(20));
 }
 
 TEST(HubTest, OfflineAsksNobody) {
