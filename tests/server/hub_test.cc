@@ -418,8 +418,9 @@ TEST(HubTest, WrongBytesAreRemovedAndNamed) {
     const Status status = hub.Pull().status();
     EXPECT_EQ(status.code(), StatusCode::kDataLoss) << status;
     EXPECT_THAT(Message(status), AllOf(HasSubstr(name), HasSubstr("checksum"), HasSubstr("removed")));
-    for (const auto& entry : fs::directory_iterator(hub.folder().path + "/blobs"))
-      EXPECT_EQ(entry.path().string().find("incomplete"), std::string::npos) << entry.path();
+    const std::string etag = name == std::string("config.json") ? GitSha1(hub.files[name]) : Sha256(hub.files[name]);
+    EXPECT_FALSE(fs::exists(hub.folder().Blob(etag)));
+    EXPECT_FALSE(fs::exists(hub.folder().Blob(etag + ".incomplete")));
     EXPECT_FALSE(fs::exists(hub.folder().Ref("main")));
     EXPECT_FALSE(fs::exists(hub.folder().Snapshot(hub.commit) + "/" + name));
   }
@@ -545,6 +546,13 @@ TEST(HubTest, HostileMetadataIsRefused) {
   EXPECT_THAT(with_head("ETag: \"abc\"\r\nContent-Length: 99999999999999\r\n"), HasSubstr("refused"));
   EXPECT_THAT(with_head("ETag: \"abc\"\r\nX-Repo-Commit: other\r\nContent-Length: 5\r\n"), HasSubstr("commit other"));
   EXPECT_THAT(with_head("ETag: \"abc\"\r\nContent-Length: 3000000000000\r\n"), HasSubstr("free space"));
+}
+
+TEST(HubTest, AnotherCommitThanAskedForIsRefused) {
+  FakeHub hub;
+  EXPECT_THAT(Message(hub.Pull("org/model@" + std::string(40, 'd')).status()), HasSubstr("another commit"));
+  EXPECT_TRUE(hub.Pull("org/model@" + hub.commit).ok());
+  EXPECT_FALSE(fs::exists(hub.folder().path + "/refs"));  // a commit needs no ref
 }
 
 TEST(HubTest, RedirectsEnd) {
