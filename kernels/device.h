@@ -26,8 +26,8 @@
 namespace kvasir {
 
 struct DeviceInfo {
-  std::string name;       // "cpu avx512_bf16, 2 threads"
-  std::string backend;    // "cpu", "reference", "cuda"
+  std::string name;         // "cpu avx512_bf16, 2 threads"
+  std::string backend;      // "cpu", "reference", "cuda"
   size_t memory_bytes = 0;  // memory the process may still take, as the system reports it
 };
 
@@ -35,23 +35,80 @@ struct DeviceInfo {
 struct RopeTable {
   const float* cos = nullptr;
   const float* sin = nullptr;
-  int rotary_dim = 0;      // <= head_dim; the half-split layout of Hugging Face (pairs are i and i + rotary_dim / 2)
+  int rotary_dim = 0;  // <= head_dim; the half-split layout of Hugging Face (pairs are i and i + rotary_dim / 2)
   int64_t num_positions = 0;
 };
 
 // The query rows of one sequence in a step.
 struct SequenceSlice {
-  int32_t first_row = 0;   // of its query rows among the step's rows
-  int32_t num_rows = 0;    // tokens computed in this step (1 when decoding)
-  int32_t kv = 0;          // index into PagedKv
+  int32_t first_row = 0;  // of its query rows among the step's rows
+  int32_t num_rows = 0;   // tokens computed in this step (1 when decoding)
+  int32_t kv = 0;         // index into PagedKv
 };
 
 // Row i of a slice sees the slots [max(0, s - window), s) with s = num_slots - num_rows + i + 1 of each head's PageRun:
 // every older kept slot, itself and the new tokens before it.
 struct AttentionParams {
   int num_q_heads = 0;
-  float scale = 0;         // usually 1 / sqrt(head_dim)
-  int window = 0;          // sliding window in tokens (a token sees itself and window - 1 before it); 0 = all
+  float scale = 0;    // usually 1 / sqrt(head_dim)
+  int window = 0;     // sliding window in tokens (a token sees itself and window - 1 before it); 0 = all
+  float softcap = 0;  // > 0: a score is softcap * tanh(scale * q.k / softcap)
+  const Weight* sinks =
+      nullptr;  // [num_q_heads]: one more logit per head in the softmax's denominator, without a value; not capped
+};
+
+// kRms: x / sqrt(mean(x^2) + eps) * weight. kLayer: (x - mean) / sqrt(variance + eps) * weight + bias. No weight: ones, no bias:
+// zeros. Weights are vectors; a family whose norm multiplies by 1 + w has had the 1 added at load.
+enum class NormKind : uint8_t { kRms, kLayer };
+struct Norm {
+  NormKind kind = NormKind::kRms;
+  const Weight* weight = nullptr;
+  const Weight* bias = nullptr;
+  float eps = 1e-6f;
+};
+
+// Gated: in [rows, 2 * width] = gate half, up half; out = act(gate) * up. Not gated: in [rows, width], out = act(in).
+// kSwigluOai (gated only): g = min(gate, 7), u = clamp(up, -7, 7); out = g * sigmoid(1.702 * g) * (u + 1).
+enum class Activation : uint8_t { kSilu, kGelu /* by erf */, kGeluTanh, kRelu, kRelu2 /* squared */, kSwigluOai };
+
+// Vectors inside rows, for example the heads of q in a fused projection: slice g of row i is the `width` floats at
+// data + i * stride + offset + g * group_stride.
+struct Slices {
+  int64_t stride = 0;
+  int64_t offset = 0;
+  int groups = 1;
+  int64_t group_stride = 0;
+  int width = 0;
+};
+
+// Where LinearHeads reads and writes: row i of head h at in + i * in_stride + h * in_head_stride; out alike.
+struct HeadLinear {
+  int64_t in_stride = 0;
+  int64_t in_head_stride = 0;
+  int64_t out_stride = 0;
+  int64_t out_head_stride = 0;
+};
+
+// From router logits to the chosen experts of a row and their weights.
+struct MoeRouting {
+  enum class Score : uint8_t { kSoftmax, kSigmoid, kTopKThenSoftmax /* over the chosen logits */ };
+  Score score = Score::kSoftmax;
+  int num_experts = 0;
+  int top_k = 0;
+  bool normalize = false;              // divide the chosen scores by their sum (+ 1e-20 for kSigmoid)
+  float scale = 1;                     // then multiply
+  const Weight* correction = nullptr;  // [num_experts], added to the scores for choosing only
+  // Experts lie in num_groups equal groups, of which the top_groups with the best scores are chosen first: the best of a group's
+  // scores, or the sum of its two best. Experts of the other groups are never chosen.
+  int num_groups = 1;
+  int top_groups = 1;
+  bool group_score_top2 = false;
+};
+
+// The experts of a layer: gate_up[e] [2 * ffn, width] (gate rows, then up rows) and down[e] [width, ffn].
+struct MoeWeights {
+  std::span<const Weight> gate_up, down;
+  std::span<const Weight> gate_up_bias, down_bias;  // empty = none
 };
 
 class Device {
@@ -60,7 +117,8 @@ class Device {
   virtual DeviceInfo Info() const = 0;
 
   // --- memory -----------------------------------------------------------------------------------------------------
-  // 64-byte aligned, zeroed, owned by the device until Free or its destruction. ResourceExhausted names what was asked and what is there.
+  // 64-byte aligned, zeroed, owned by the device until Free or its destruction. ResourceExhausted names what was asked and what
+  // is there.
   virtual StatusOr<void*> Allocate(size_t bytes, std::string_view what) = 0;
   virtual void Free(void* buffer) = 0;
   virtual void CopyToDevice(void* dst, const void* host, size_t bytes) = 0;
@@ -72,25 +130,55 @@ class Device {
   // Packs the matrices, one under another (same cols), as one linear weight; values are converted to `dtype`.
   virtual StatusOr<Weight> PackLinear(std::span<const HostMatrix> parts, DType dtype) = 0;
   virtual StatusOr<Weight> PackEmbedding(const HostMatrix& table, DType dtype) = 0;  // row-gather layout
-  virtual StatusOr<Weight> PackVector(std::span<const HostMatrix> parts) = 0;        // norm weights and biases, as float32, concatenated
+  virtual StatusOr<Weight> PackVector(
+      std::span<const HostMatrix> parts) = 0;  // norm weights and biases, as float32, concatenated
 
   // --- ops --------------------------------------------------------------------------------------------------------
-  // out[i, :] = table[ids[i], :]                                             out [n, cols]
-  virtual void Embed(const Weight& table, std::span<const int32_t> ids, float* out) = 0;
-  // residual[i, :] += delta[i, :] (when delta != nullptr); out = RMSNorm(residual) * weight.  [rows, width]
-  virtual void AddRmsNorm(float* residual, const float* delta, const Weight& weight, float eps, int rows, float* out) = 0;
+  // out[i, :] = table[ids[i], :] * scale                                     out [n, cols]
+  virtual void Embed(const Weight& table, std::span<const int32_t> ids, float scale, float* out) = 0;
+  // residual[i, :] += delta_scale * delta[i, :] (when delta != nullptr); out = norm(residual).  [rows, width]
+  // out may equal residual only when delta == nullptr.
+  virtual void AddNorm(float* residual, const float* delta, float delta_scale, const Norm& norm, int rows, int width,
+                       float* out) = 0;
+  // residual[i, j] += scale * delta[i, j]
+  virtual void Add(float* residual, const float* delta, float scale, int rows, int width) = 0;
+  // In place, every slice by itself. The weight (and bias) is [width], shared by the groups, or [groups * width].
+  virtual void NormSlices(float* data, int rows, const Slices& slices, const Norm& norm) = 0;
+  // to[row, group] = from[row, group]; equal groups and widths.
+  virtual void CopySlices(const float* in, const Slices& from, int rows, float* out, const Slices& to) = 0;
+  // In place: the first rope.rotary_dim of each slice are rotated by positions[row].
+  virtual void RotateSlices(float* data, int rows, const Slices& slices, std::span<const int32_t> positions,
+                            const RopeTable& rope) = 0;
   // out[i, :] = in[i, :] * weight^T (+ bias).   in [rows, weight.cols], out [rows, weight.rows]. With a bfloat16 weight the
   // inputs are rounded to bfloat16 first; products and sums are float32.
   virtual void Linear(const float* in, int rows, const Weight& weight, const Weight* bias, float* out) = 0;
-  // qkv [rows, (Hq + 2 Hkv) * head_dim] = per row q heads, k heads, v heads. Rotates q (written to q_out [rows, Hq * head_dim]) and k
-  // by positions[row], and stores k and v of each slice's rows at its last num_rows slots of every (layer, head).
+  // qkv [rows, (Hq + 2 Hkv) * head_dim] = per row q heads, k heads, v heads. Rotates q (written to q_out [rows, Hq * head_dim])
+  // and k by positions[row], and stores k and v of each slice's rows at its last num_rows slots of every (layer, head).
+  // rotary_dim may be less than head_dim, or 0: then nothing is rotated and the tables may be null.
   virtual void RopeAppend(const float* qkv, std::span<const int32_t> positions, const RopeTable& rope, int num_q_heads, int layer,
                           std::span<const SequenceSlice> slices, const PagedKv& kv, float* q_out) = 0;
-  // out [rows, Hq * head_dim]; query head h reads KV head h / (Hq / Hkv).
+  // Latent KV (layout.value_dim > 0, one KV head): stores rows of latent [rows, head_dim], already rotated, as keys.
+  virtual void AppendLatent(const float* latent, int layer, std::span<const SequenceSlice> slices, const PagedKv& kv) = 0;
+  // out [rows, Hq * head_dim]; query head h reads KV head h / (Hq / Hkv). With layout.value_dim > 0 the values are the first
+  // value_dim elements of each key, and out is [rows, Hq * value_dim].
   virtual void Attention(const float* q, int layer, const AttentionParams& params, std::span<const SequenceSlice> slices,
                          const PagedKv& kv, float* out) = 0;
-  // out[i, j] = silu(gate_up[i, j]) * gate_up[i, width + j].      gate_up [rows, 2 * width], out [rows, width]
-  virtual void GatedSilu(const float* gate_up, int rows, int width, float* out) = 0;
+  // For each head h, weights[h] times its cols floats of each row, as Linear would; see HeadLinear.
+  virtual void LinearHeads(const float* in, int rows, std::span<const Weight> weights, const HeadLinear& at, float* out) = 0;
+  // See Activation.                                                out [rows, width]
+  virtual void Activate(Activation kind, bool gated, const float* in, int rows, int width, float* out) = 0;
+  // data = softcap > 0 ? softcap * tanh(scale * data / softcap) : scale * data
+  virtual void ScaleRows(float* data, int rows, int width, float scale, float softcap) = 0;
+  // residual[i, j] += sigmoid(gate[i]) * in[i, j]                  gate [rows]
+  virtual void AddGated(float* residual, const float* in, const float* gate, int rows, int width) = 0;
+  // data[i, j] *= sigmoid(gate[i * gate_stride + j])               data [rows, width]
+  virtual void MultiplySigmoid(float* data, const float* gate, int64_t gate_stride, int rows, int width) = 0;
+  // logits [rows, num_experts] -> ids and weights [rows, top_k], by choosing score, larger first, ties to the lower id.
+  virtual void Route(const float* logits, int rows, const MoeRouting& routing, int32_t* ids, float* weights) = 0;
+  // out[i, :] = sum over the row's experts e, by ascending id, of weight * down_e(act(gate_up_e(in[i, :]))).
+  // in, out [rows, width], not the same; ids and weights [rows, top_k], the ids of a row distinct.
+  virtual void Experts(const float* in, int rows, const MoeWeights& experts, Activation activation, int top_k, const int32_t* ids,
+                       const float* weights, float* out) = 0;
   // out[i, :] = in[row_ids[i], :]                                  [n, width]
   virtual void GatherRows(const float* in, std::span<const int32_t> row_ids, int width, float* out) = 0;
   // Samples one token for each row of logits [rows.size(), vocab]. logits are left as they were.
@@ -104,8 +192,8 @@ class Device {
 std::unique_ptr<Device> MakeReferenceDevice();
 
 struct CpuDeviceOptions {
-  int threads = 0;   // 0 = as many as the process may use (affinity and cgroup quota)
-  std::string isa;   // "", or one of CpuIsaNames(); KVASIR_CPU_ISA does the same for a whole process
+  int threads = 0;  // 0 = as many as the process may use (affinity and cgroup quota)
+  std::string isa;  // "", or one of CpuIsaNames(); KVASIR_CPU_ISA does the same for a whole process
 };
 // ISAs this machine can run, best first: "avx512_bf16", "avx512", "avx2", "portable".
 std::vector<std::string> CpuIsaNames();

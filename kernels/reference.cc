@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <numeric>
 #include <set>
 
 #include "kernels/device.h"
@@ -52,6 +53,8 @@ Slot Find(const PagedKv& kv, const PageRun& run, int64_t slot) {
 void Rotate(const float* in, int head_dim, const RopeTable& rope, int64_t position, float* out) {
   std::copy_n(in, head_dim, out);
   const int half = rope.rotary_dim / 2;
+  KVASIR_CHECK(half == 0 || (position >= 0 && position < rope.num_positions), "position {} but the table has {}", position,
+               rope.num_positions);
   for (int i = 0; i < half; ++i) {
     const double c = rope.cos[position * half + i], s = rope.sin[position * half + i];
     out[i] = float(in[i] * c - in[i + half] * s);
@@ -115,41 +118,65 @@ class ReferenceDevice final : public Device {
     return Pack(parts, DType::kF32, 1, size);
   }
 
-  void Embed(const Weight& table, std::span<const int32_t> ids, float* out) override {
+  void Embed(const Weight& table, std::span<const int32_t> ids, float scale, float* out) override {
     for (size_t i = 0; i < ids.size(); ++i) {
       KVASIR_CHECK(ids[i] >= 0 && ids[i] < table.rows, "token id {} but the table has {} rows", ids[i], table.rows);
       for (int64_t j = 0; j < table.cols; ++j) {
-        out[i * table.cols + j] = LoadElement(table.packed, table.dtype, ids[i] * table.cols + j);
+        out[i * table.cols + j] = LoadElement(table.packed, table.dtype, ids[i] * table.cols + j) * scale;
       }
     }
   }
 
-  void AddRmsNorm(float* residual, const float* delta, const Weight& weight, float eps, int rows, float* out) override {
-    const int64_t width = weight.cols;
+  void AddNorm(float* residual, const float* delta, float delta_scale, const Norm& norm, int rows, int width,
+               float* out) override {
+    if (delta != nullptr) Add(residual, delta, delta_scale, rows, width);
+    for (int64_t row = 0; row < rows; ++row) NormRow(residual + row * width, width, norm, 0, out + row * width);
+  }
+
+  void Add(float* residual, const float* delta, float scale, int rows, int width) override {
+    for (int64_t i = 0; i < int64_t{rows} * width; ++i) residual[i] = float(residual[i] + double(scale) * delta[i]);
+  }
+
+  void NormSlices(float* data, int rows, const Slices& slices, const Norm& norm) override {
+    const bool shared = norm.weight == nullptr || norm.weight->cols == slices.width;
     for (int64_t row = 0; row < rows; ++row) {
-      float* r = residual + row * width;
-      double square_sum = 0;
-      for (int64_t j = 0; j < width; ++j) {
-        if (delta != nullptr) r[j] += delta[row * width + j];
-        square_sum += double(r[j]) * r[j];
+      for (int64_t g = 0; g < slices.groups; ++g) {
+        float* x = data + row * slices.stride + slices.offset + g * slices.group_stride;
+        NormRow(x, slices.width, norm, shared ? 0 : g * slices.width, x);
       }
-      const double scale = 1 / std::sqrt(square_sum / width + eps);
-      for (int64_t j = 0; j < width; ++j) {
-        out[row * width + j] = float(r[j] * scale * LoadElement(weight.packed, weight.dtype, j));
+    }
+  }
+
+  void CopySlices(const float* in, const Slices& from, int rows, float* out, const Slices& to) override {
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t g = 0; g < from.groups; ++g) {
+        std::copy_n(in + row * from.stride + from.offset + g * from.group_stride, from.width,
+                    out + row * to.stride + to.offset + g * to.group_stride);
+      }
+    }
+  }
+
+  void RotateSlices(float* data, int rows, const Slices& slices, std::span<const int32_t> positions,
+                    const RopeTable& rope) override {
+    std::vector<float> rotated(slices.width);
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t g = 0; g < slices.groups; ++g) {
+        float* x = data + row * slices.stride + slices.offset + g * slices.group_stride;
+        Rotate(x, slices.width, rope, positions[row], rotated.data());
+        std::copy(rotated.begin(), rotated.end(), x);
       }
     }
   }
 
   void Linear(const float* in, int rows, const Weight& weight, const Weight* bias, float* out) override {
-    const bool round = weight.dtype == DType::kBF16;
-    for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t j = 0; j < weight.rows; ++j) {
-        double sum = bias != nullptr ? LoadElement(bias->packed, bias->dtype, j) : 0;
-        for (int64_t k = 0; k < weight.cols; ++k) {
-          const float x = in[i * weight.cols + k];
-          sum += double(round ? BF16ToF32(F32ToBF16(x)) : x) * LoadElement(weight.packed, weight.dtype, j * weight.cols + k);
-        }
-        out[i * weight.rows + j] = float(sum);
+    for (int64_t i = 0; i < rows; ++i) LinearRow(in + i * weight.cols, weight, bias, out + i * weight.rows);
+  }
+
+  void LinearHeads(const float* in, int rows, std::span<const Weight> weights, const HeadLinear& at, float* out) override {
+    for (int64_t h = 0; h < int64_t(weights.size()); ++h) {
+      for (int64_t i = 0; i < rows; ++i) {
+        LinearRow(in + i * at.in_stride + h * at.in_head_stride, weights[h], nullptr,
+                  out + i * at.out_stride + h * at.out_head_stride);
       }
     }
   }
@@ -162,8 +189,6 @@ class ReferenceDevice final : public Device {
     for (const SequenceSlice& slice : slices) {
       for (int i = 0; i < slice.num_rows; ++i) {
         const int64_t row = slice.first_row + i, position = positions[row];
-        KVASIR_CHECK(position >= 0 && position < rope.num_positions, "position {} but the table has {}", position,
-                     rope.num_positions);
         for (int h = 0; h < num_q_heads; ++h) {
           Rotate(qkv + row * width + int64_t{1} * h * d, d, rope, position, q_out + (row * num_q_heads + h) * d);
         }
@@ -182,28 +207,90 @@ class ReferenceDevice final : public Device {
     }
   }
 
+  void AppendLatent(const float* latent, int layer, std::span<const SequenceSlice> slices, const PagedKv& kv) override {
+    const int d = kv.layout.head_dim;
+    for (const SequenceSlice& slice : slices) {
+      const PageRun run = kv.Lookup(slice.kv, layer, 0);
+      for (int i = 0; i < slice.num_rows; ++i) {
+        const Slot slot = Find(kv, run, run.num_slots - slice.num_rows + i);
+        const float* row = latent + int64_t{slice.first_row + i} * d;
+        for (int j = 0; j < d; ++j) StoreElement(slot.k, kv.layout.dtype, slot.first + j, row[j]);
+      }
+    }
+  }
+
   void Attention(const float* q, int layer, const AttentionParams& params, std::span<const SequenceSlice> slices,
                  const PagedKv& kv, float* out) override {
     const int d = kv.layout.head_dim, group = params.num_q_heads / kv.layout.num_kv_heads;
+    const int value_dim = kv.layout.value_dim > 0 ? kv.layout.value_dim : d;
     for (const SequenceSlice& slice : slices) {
       for (int h = 0; h < params.num_q_heads; ++h) {
         const PageRun run = kv.Lookup(slice.kv, layer, h / group);
         for (int i = 0; i < slice.num_rows; ++i) {
           const int64_t end = run.num_slots - slice.num_rows + i + 1;
           const int64_t begin = params.window > 0 ? std::max<int64_t>(0, end - params.window) : 0;
-          const int64_t at = (int64_t{1} * (slice.first_row + i) * params.num_q_heads + h) * d;
-          AttendRow(q + at, kv, run, begin, end, params.scale, out + at);
+          const int64_t at = int64_t{1} * (slice.first_row + i) * params.num_q_heads + h;
+          AttendRow(q + at * d, kv, run, begin, end, params, h, out + at * value_dim);
         }
       }
     }
   }
 
-  void GatedSilu(const float* gate_up, int rows, int width, float* out) override {
+  void Activate(Activation kind, bool gated, const float* in, int rows, int width, float* out) override {
+    const int64_t stride = gated ? int64_t{2} * width : width;
     for (int64_t i = 0; i < rows; ++i) {
       for (int64_t j = 0; j < width; ++j) {
-        const double gate = gate_up[i * 2 * width + j], up = gate_up[i * 2 * width + width + j];
-        out[i * width + j] = float(gate / (1 + std::exp(-gate)) * up);
+        const double x = in[i * stride + j], up = gated ? in[i * stride + width + j] : 1;
+        out[i * width + j] = float(ReferenceActivation(kind, x, up));
       }
+    }
+  }
+
+  void ScaleRows(float* data, int rows, int width, float scale, float softcap) override {
+    for (int64_t i = 0; i < int64_t{rows} * width; ++i) {
+      const double x = double(scale) * data[i];
+      data[i] = float(softcap > 0 ? softcap * std::tanh(x / softcap) : x);
+    }
+  }
+
+  void AddGated(float* residual, const float* in, const float* gate, int rows, int width) override {
+    for (int64_t i = 0; i < int64_t{rows} * width; ++i) {
+      residual[i] = float(residual[i] + in[i] / (1 + std::exp(-double(gate[i / width]))));
+    }
+  }
+
+  void MultiplySigmoid(float* data, const float* gate, int64_t gate_stride, int rows, int width) override {
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t j = 0; j < width; ++j) {
+        data[i * width + j] = float(data[i * width + j] / (1 + std::exp(-double(gate[i * gate_stride + j]))));
+      }
+    }
+  }
+
+  void Route(const float* logits, int rows, const MoeRouting& routing, int32_t* ids, float* weights) override {
+    for (int64_t i = 0; i < rows; ++i) {
+      ReferenceRoute(logits + i * routing.num_experts, routing, ids + i * routing.top_k, weights + i * routing.top_k);
+    }
+  }
+
+  void Experts(const float* in, int rows, const MoeWeights& experts, Activation activation, int top_k, const int32_t* ids,
+               const float* weights, float* out) override {
+    const int64_t width = experts.down[0].rows, ffn = experts.down[0].cols;
+    std::vector<float> gate_up(2 * ffn), activated(ffn), down(width);
+    std::vector<int> order(top_k);
+    for (int64_t i = 0; i < rows; ++i) {
+      std::iota(order.begin(), order.end(), 0);
+      std::sort(order.begin(), order.end(), [&](int a, int b) { return ids[i * top_k + a] < ids[i * top_k + b]; });
+      std::vector<double> sum(width, 0.0);
+      for (const int k : order) {
+        const int e = ids[i * top_k + k];
+        LinearRow(in + i * width, experts.gate_up[e], experts.gate_up_bias.empty() ? nullptr : &experts.gate_up_bias[e],
+                  gate_up.data());
+        Activate(activation, true, gate_up.data(), 1, int(ffn), activated.data());
+        LinearRow(activated.data(), experts.down[e], experts.down_bias.empty() ? nullptr : &experts.down_bias[e], down.data());
+        for (int64_t j = 0; j < width; ++j) sum[j] += double(weights[i * top_k + k]) * down[j];
+      }
+      for (int64_t j = 0; j < width; ++j) out[i * width + j] = float(sum[j]);
     }
   }
 
@@ -232,26 +319,62 @@ class ReferenceDevice final : public Device {
     return Weight{dtype, rows, cols, packed};
   }
 
-  static void AttendRow(const float* q, const PagedKv& kv, const PageRun& run, int64_t begin, int64_t end, float scale,
-                        float* out) {
-    const int d = kv.layout.head_dim;
+  // A row of a linear layer; with a bfloat16 weight the input is rounded first.
+  static void LinearRow(const float* in, const Weight& weight, const Weight* bias, float* out) {
+    const bool round = weight.dtype == DType::kBF16;
+    for (int64_t j = 0; j < weight.rows; ++j) {
+      double sum = bias != nullptr ? LoadElement(bias->packed, bias->dtype, j) : 0;
+      for (int64_t k = 0; k < weight.cols; ++k) {
+        sum +=
+            double(round ? BF16ToF32(F32ToBF16(in[k])) : in[k]) * LoadElement(weight.packed, weight.dtype, j * weight.cols + k);
+      }
+      out[j] = float(sum);
+    }
+  }
+
+  // `first`: where the row's part of the weight and the bias begins. out may be x.
+  static void NormRow(const float* x, int64_t width, const Norm& norm, int64_t first, float* out) {
+    double mean = 0, square_sum = 0;
+    if (norm.kind == NormKind::kLayer) {
+      for (int64_t j = 0; j < width; ++j) mean += x[j];
+      mean /= double(width);
+    }
+    for (int64_t j = 0; j < width; ++j) square_sum += (x[j] - mean) * (x[j] - mean);
+    const double scale = 1 / std::sqrt(square_sum / double(width) + norm.eps);
+    for (int64_t j = 0; j < width; ++j) {
+      const double w = norm.weight != nullptr ? LoadElement(norm.weight->packed, norm.weight->dtype, first + j) : 1;
+      const double b =
+          norm.kind == NormKind::kLayer && norm.bias != nullptr ? LoadElement(norm.bias->packed, norm.bias->dtype, first + j) : 0;
+      out[j] = float((x[j] - mean) * scale * w + b);
+    }
+  }
+
+  static void AttendRow(const float* q, const PagedKv& kv, const PageRun& run, int64_t begin, int64_t end,
+                        const AttentionParams& params, int head, float* out) {
+    const int d = kv.layout.head_dim, value_dim = kv.layout.value_dim;
     std::vector<double> p(end - begin);
-    double max = -HUGE_VAL;
+    const bool has_sink = params.sinks != nullptr;
+    const double sink = has_sink ? LoadElement(params.sinks->packed, params.sinks->dtype, head) : 0;
+    double max = has_sink ? sink : -HUGE_VAL;
     for (int64_t s = begin; s < end; ++s) {
       const Slot slot = Find(kv, run, s);
       double dot = 0;
       for (int j = 0; j < d; ++j) dot += double(q[j]) * LoadElement(slot.k, kv.layout.dtype, slot.first + j);
-      p[s - begin] = dot * scale;
+      dot *= params.scale;
+      p[s - begin] = params.softcap > 0 ? params.softcap * std::tanh(dot / params.softcap) : dot;
       max = std::max(max, p[s - begin]);
     }
-    double sum = 0;
+    double sum = has_sink ? std::exp(sink - max) : 0;
     for (double& x : p) sum += x = std::exp(x - max);
-    std::vector<double> mean(d, 0.0);
+    std::vector<double> mean(value_dim > 0 ? value_dim : d, 0.0);
     for (int64_t s = begin; s < end; ++s) {
       const Slot slot = Find(kv, run, s);
-      for (int j = 0; j < d; ++j) mean[j] += p[s - begin] / sum * LoadElement(slot.v, kv.layout.dtype, slot.first + j);
+      const std::byte* v = value_dim > 0 ? slot.k : slot.v;
+      for (size_t j = 0; j < mean.size(); ++j) {
+        mean[j] += p[s - begin] / sum * LoadElement(v, kv.layout.dtype, slot.first + int64_t(j));
+      }
     }
-    for (int j = 0; j < d; ++j) out[j] = float(mean[j]);
+    for (size_t j = 0; j < mean.size(); ++j) out[j] = float(mean[j]);
   }
 
   std::set<void*> buffers_;

@@ -1,7 +1,7 @@
-// The oracle's sampler as free functions: what sampling.h says, written as it reads, with a full sort and doubles. Used by
-// ReferenceDevice (kernels/reference.cc) and by tests; nothing that serves a request calls it.
+// The oracle's sampler, activations and expert routing as free functions: written as the definitions read, with full sorts and
+// doubles. Used by ReferenceDevice (kernels/reference.cc) and by tests; nothing that serves a request calls it.
 //
-// Fixed points of the definition, which every device shares:
+// Fixed points of the sampler's definition (sampling.h), which every device shares:
 //  * Adjusted logits are float32, each step rounded: mask (-Inf), + bias, repetition (l > 0 ? l / r : l * r, once per distinct
 //    token of prompt and output), - frequency * count, - presence (both over output). Ids outside [0, vocab) are ignored.
 //  * The order of tokens is by adjusted logit, larger first, ties to the lower id. Rank is the place in the raw order, from 1.
@@ -15,11 +15,16 @@
 
 #include <cstdint>
 
+#include "kernels/device.h"
 #include "kernels/sampling.h"
 
 namespace kvasir {
 
 void ReferenceSample(const float* logits, int vocab, const SampleRow& row, SampleResult& result);
+// out of one element; up is 1 when not gated.
+double ReferenceActivation(Activation kind, double x, double up);
+// One row of Device::Route.
+void ReferenceRoute(const float* logits, const MoeRouting& routing, int32_t* ids, float* weights);
 void ReferenceScore(const float* logits, int vocab, int32_t token, int32_t num_top, SampleResult& result);
 
 }  // namespace kvasir

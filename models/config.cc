@@ -4,130 +4,14 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
-#include <nlohmann/json.hpp>
 
-#include "models/families.h"
+#include "models/config_fields.h"
 #include "models/strict_json.h"
 
 namespace kvasir {
 namespace {
 
 using nlohmann::json;
-
-// Bounds on what a config may ask for. Far above any published model, and low enough that no product of them overflows 63 bits.
-constexpr int64_t kMaxWidth = 1 << 17;  // hidden_size
-constexpr int64_t kMaxFfn = 1 << 20;    // intermediate_size
-constexpr int64_t kMaxLayers = 1024;
-constexpr int64_t kMaxHeads = 1024;
-constexpr int64_t kMaxHeadDim = 1024;
-constexpr int64_t kMaxVocab = 1 << 24;
-constexpr int64_t kMaxPositions = 1 << 24;
-constexpr int64_t kMaxTokenId = std::numeric_limits<int32_t>::max();
-
-std::string Shown(const json& value) {
-  if (value.is_object()) return "an object";
-  if (value.is_array()) return fmt::format("a list of {}", value.size());
-  std::string text = value.dump(-1, ' ', false, json::error_handler_t::replace);
-  return text.size() <= 80 ? text : text.substr(0, 77) + "...";
-}
-
-// Typed reads of one object's fields. The first problem is kept and later reads give defaults, so that parsing reads as a list of
-// fields; the caller asks status() once. A missing field and null are the same, as they are to transformers.
-class Fields {
- public:
-  Fields(const json& object, std::string where, Status* status) : object_(object), where_(std::move(where)), status_(status) {}
-
-  const json* Find(std::string_view key) const {
-    const auto found = object_.find(key);
-    return found == object_.end() || found->is_null() ? nullptr : &*found;
-  }
-  bool Mentions(std::string_view key) const { return object_.contains(key); }
-
-  std::optional<int64_t> OptionalInt(std::string_view key, int64_t low, int64_t high) {
-    const json* value = Find(key);
-    if (value == nullptr) return std::nullopt;
-    if (const auto number = Whole(*value); number && *number >= low && *number <= high) return number;
-    Fail(InvalidArgument("{}{} is {}; wanted a whole number from {} to {}", where_, key, Shown(*value), low, high));
-    return std::nullopt;
-  }
-  int64_t Int(std::string_view key, int64_t low, int64_t high) {
-    const auto value = OptionalInt(key, low, high);
-    if (!value && Find(key) == nullptr)
-      Fail(InvalidArgument("{}{} is missing; it is a whole number from {} to {}", where_, key, low, high));
-    return value.value_or(low);
-  }
-  std::optional<double> OptionalReal(std::string_view key, double low, double high) {
-    const json* value = Find(key);
-    if (value == nullptr) return std::nullopt;
-    if (value->is_number()) {
-      const double number = value->get<double>();
-      if (std::isfinite(number) && number >= low && number <= high) return number;
-    }
-    Fail(InvalidArgument("{}{} is {}; wanted a number from {} to {}", where_, key, Shown(*value), low, high));
-    return std::nullopt;
-  }
-  double Real(std::string_view key, double low, double high) {
-    const auto value = OptionalReal(key, low, high);
-    if (!value && Find(key) == nullptr)
-      Fail(InvalidArgument("{}{} is missing; it is a number from {} to {}", where_, key, low, high));
-    return value.value_or(low);
-  }
-  bool BoolOr(std::string_view key, bool otherwise) {
-    const json* value = Find(key);
-    if (value == nullptr) return otherwise;
-    if (value->is_boolean()) return value->get<bool>();
-    Fail(InvalidArgument("{}{} is {}; wanted true or false", where_, key, Shown(*value)));
-    return otherwise;
-  }
-  std::string StringOr(std::string_view key, std::string_view otherwise) {
-    const json* value = Find(key);
-    if (value == nullptr) return std::string(otherwise);
-    if (value->is_string()) return value->get<std::string>().substr(0, 200);
-    Fail(InvalidArgument("{}{} is {}; wanted a string", where_, key, Shown(*value)));
-    return std::string(otherwise);
-  }
-  // One id or a list of them; ids that are not token ids are refused.
-  std::vector<int32_t> TokenIds(std::string_view key) {
-    std::vector<int32_t> ids;
-    const json* value = Find(key);
-    if (value == nullptr) return ids;
-    const auto add = [&](const json& item) {
-      const auto id = Whole(item);
-      if (id && *id >= 0 && *id <= kMaxTokenId && ids.size() < 1024) {
-        if (std::find(ids.begin(), ids.end(), *id) == ids.end()) ids.push_back(static_cast<int32_t>(*id));
-      } else {
-        Fail(InvalidArgument("{}{} holds {}; wanted a token id or a list of at most 1024 of them", where_, key, Shown(item)));
-      }
-    };
-    if (!value->is_array()) return add(*value), ids;
-    for (const json& item : *value)
-      if (status_->ok()) add(item);
-    return ids;
-  }
-
-  void Fail(Status status) {
-    if (status_->ok()) *status_ = std::move(status);
-  }
-
- private:
-  // A whole number, also when written as 2.0 or 1e5.
-  static std::optional<int64_t> Whole(const json& value) {
-    if (value.is_number_unsigned()) {
-      const uint64_t number = value.get<uint64_t>();
-      return number <= uint64_t{std::numeric_limits<int64_t>::max()} ? std::optional<int64_t>(number) : std::nullopt;
-    }
-    if (value.is_number_integer()) return value.get<int64_t>();
-    if (!value.is_number_float()) return std::nullopt;
-    const double number = value.get<double>();
-    if (!(std::fabs(number) <= 0x1p53) || number != std::floor(number)) return std::nullopt;
-    return static_cast<int64_t>(number);
-  }
-
-  const json& object_;
-  const std::string where_;  // "" or "rope_scaling."
-  Status* status_;
-};
 
 const Family* ParseFamily(Fields& fields, ModelConfig* config) {
   const Family* family = nullptr;
@@ -158,151 +42,164 @@ const Family* ParseFamily(Fields& fields, ModelConfig* config) {
 }
 
 void ParseShape(Fields& fields, const Family& family, ModelConfig* config) {
-  config->hidden_size = fields.Int("hidden_size", 1, kMaxWidth);
-  config->intermediate_size = fields.Int("intermediate_size", 1, kMaxFfn);
-  config->num_layers = static_cast<int>(fields.Int("num_hidden_layers", 1, kMaxLayers));
-  config->num_q_heads = static_cast<int>(fields.Int("num_attention_heads", 1, kMaxHeads));
+  config->hidden_size = fields.Int(family.hidden_key, 1, kMaxWidth);
+  if (family.default_ffn_factor > 0) {
+    config->intermediate_size =
+        fields.OptionalInt(family.ffn_key, 1, kMaxFfn).value_or(family.default_ffn_factor * config->hidden_size);
+  } else {
+    config->intermediate_size = fields.Int(family.ffn_key, 1, kMaxFfn);
+  }
+  config->num_layers = static_cast<int>(fields.Int(family.layers_key, 1, kMaxLayers));
+  config->layers.resize(config->num_layers);
+  config->num_q_heads = static_cast<int>(fields.Int(family.heads_key, 1, kMaxHeads));
   const bool default_kv = family.default_kv_heads != 0 && !fields.Mentions("num_key_value_heads");
   config->num_kv_heads = static_cast<int>(fields.OptionalInt("num_key_value_heads", 1, kMaxHeads)
                                               .value_or(default_kv ? family.default_kv_heads : config->num_q_heads));
   config->vocab_size = fields.Int("vocab_size", 1, kMaxVocab);
-  config->max_position_embeddings = fields.Int("max_position_embeddings", 1, kMaxPositions);
+  config->max_position_embeddings =
+      family.default_positions == 0
+          ? fields.Int(family.positions_key, 1, kMaxPositions)
+          : fields.OptionalInt(family.positions_key, 1, kMaxPositions).value_or(family.default_positions);
+  if (family.latent) return;  // heads are not cut from hidden_size
   if (config->num_q_heads % config->num_kv_heads != 0)
-    fields.Fail(InvalidArgument("num_attention_heads is {}, which is not a multiple of num_key_value_heads {}",
+    fields.Fail(InvalidArgument("{} is {}, which is not a multiple of num_key_value_heads {}", family.heads_key,
                                 config->num_q_heads, config->num_kv_heads));
   if (const auto head_dim = fields.OptionalInt("head_dim", 2, kMaxHeadDim)) {
     config->head_dim = static_cast<int>(*head_dim);
+  } else if (family.default_head_dim != 0 && !fields.Mentions("head_dim")) {
+    config->head_dim = family.default_head_dim;
   } else if (config->hidden_size % config->num_q_heads != 0) {
-    fields.Fail(InvalidArgument("hidden_size {} is not a multiple of num_attention_heads {}, and head_dim is not given",
-                                config->hidden_size, config->num_q_heads));
+    fields.Fail(InvalidArgument("{} {} is not a multiple of {} {}, and head_dim is not given", family.hidden_key,
+                                config->hidden_size, family.heads_key, config->num_q_heads));
   } else {
     const int64_t derived = config->hidden_size / config->num_q_heads;
     if (derived > kMaxHeadDim)
-      fields.Fail(
-          InvalidArgument("head_dim (hidden_size / num_attention_heads) is {} but the limit is {}", derived, kMaxHeadDim));
+      fields.Fail(InvalidArgument("head_dim ({} / {}) is {} but the limit is {}", family.hidden_key, family.heads_key, derived,
+                                  kMaxHeadDim));
     config->head_dim = static_cast<int>(std::min(derived, kMaxHeadDim));
   }
-  if (config->head_dim % 2 != 0)
+  if (config->head_dim % 2 != 0 && family.positions != PositionRule::kLearned)
     fields.Fail(InvalidArgument("head_dim is {}; rotary embedding needs an even one", config->head_dim));
 }
 
-RopeScaling ParseRopeKind(Fields& rope, const std::string& name, std::string_view where, const ModelConfig& config) {
-  RopeScaling scaling;
-  using Kind = RopeScaling::Kind;
-  if (name == "default") return scaling;
-  if (name == "linear" || name == "dynamic") {
-    scaling.kind = name == "linear" ? Kind::kLinear : Kind::kDynamic;
-    scaling.factor = rope.Real("factor", 1.0, 4096.0);
-    // The method compares lengths with max_position_embeddings; some configs repeat that number here.
-    scaling.original_max_position = config.max_position_embeddings;
-    const auto original = rope.OptionalInt("original_max_position_embeddings", 1, kMaxPositions);
-    if (original && *original != config.max_position_embeddings)
-      rope.Fail(InvalidArgument(
-          "{}original_max_position_embeddings is {} but max_position_embeddings is {}; for rope type '{}' they must be equal",
-          where, *original, config.max_position_embeddings, name));
-    if (scaling.kind == Kind::kDynamic && config.head_dim <= 2)
-      rope.Fail(InvalidArgument("{}type 'dynamic' needs head_dim above 2", where));
-    return scaling;
+struct NamedActivation {
+  std::string_view name;
+  Activation activation;
+};
+constexpr NamedActivation kActivations[] = {
+    {"silu", Activation::kSilu},         {"swish", Activation::kSilu},         {"gelu", Activation::kGelu},
+    {"gelu_new", Activation::kGeluTanh}, {"gelu_fast", Activation::kGeluTanh}, {"gelu_pytorch_tanh", Activation::kGeluTanh},
+    {"relu", Activation::kRelu},         {"relu2", Activation::kRelu2},
+};
+
+void ParseActivation(Fields& fields, const Family& family, ModelConfig* config) {
+  std::string name = fields.StringOr(family.activation_key, family.default_activation);
+  // Early Gemma 1 files say hidden_act "gelu" where the model was trained with the tanh form; hidden_activation corrects them.
+  if (family.model_type == "gemma") name = fields.StringOr("hidden_activation", name == "gelu" ? "gelu_pytorch_tanh" : name);
+  std::string supported;
+  for (const NamedActivation& known : kActivations) {
+    if (known.name == name) {
+      config->activation = family.moe == MoeRule::kGptOss ? Activation::kSwigluOai : known.activation;
+      return;
+    }
+    supported += fmt::format("{}{}", supported.empty() ? "" : ", ", known.name);
   }
-  if (name == "llama3") {
-    scaling.kind = Kind::kLlama3;
-    scaling.factor = rope.Real("factor", 1.0, 4096.0);
-    scaling.low_freq_factor = rope.Real("low_freq_factor", 1e-6, 1e6);
-    scaling.high_freq_factor = rope.Real("high_freq_factor", 1e-6, 1e6);
-    scaling.original_max_position = rope.Int("original_max_position_embeddings", 1, kMaxPositions);
-    if (scaling.high_freq_factor <= scaling.low_freq_factor)
-      rope.Fail(InvalidArgument("{}high_freq_factor is {}; it must be above low_freq_factor {}", where, scaling.high_freq_factor,
-                                scaling.low_freq_factor));
-    return scaling;
-  }
-  rope.Fail(InvalidArgument("{}rope_type '{}' is not supported; supported: default, linear, dynamic, llama3", where, name));
-  return scaling;
+  fields.Fail(InvalidArgument("{} '{}' is not supported; supported: {}", family.activation_key, name, supported));
 }
 
-// Three spellings: rope_theta and rope_scaling {"type": ...} or {"rope_type": ...}, and rope_parameters with rope_theta inside.
-void ParseRope(Fields& fields, ModelConfig* config, Status* status) {
-  config->rope_theta = fields.OptionalReal("rope_theta", 1e-3, 1e15).value_or(10000.0);
-  if (fields.OptionalReal("partial_rotary_factor", 0.0, 1.0).value_or(1.0) != 1.0)
-    fields.Fail(InvalidArgument("partial_rotary_factor is not 1; rotating a part of each head is not supported"));
-  const json* scaling = fields.Find("rope_scaling");
-  const json* parameters = fields.Find("rope_parameters");
-  if (scaling != nullptr && parameters != nullptr && *scaling != *parameters)
-    return fields.Fail(InvalidArgument("rope_scaling and rope_parameters are both given and differ; remove one"));
-  const json* chosen = parameters != nullptr ? parameters : scaling;
-  if (chosen == nullptr) return;
-  const std::string where = parameters != nullptr ? "rope_parameters." : "rope_scaling.";
-  if (!chosen->is_object())
-    return fields.Fail(InvalidArgument("{} is {}; wanted an object or null", where.substr(0, where.size() - 1), Shown(*chosen)));
-  for (const auto& [key, value] : chosen->items())
-    if (value.is_object())
-      return fields.Fail(
-          InvalidArgument("{}{} is an object; rotary parameters per layer type are not supported", where, key.substr(0, 80)));
-  Fields rope(*chosen, where, status);
-  const std::string old_name = rope.StringOr("type", ""), new_name = rope.StringOr("rope_type", "");
-  if (!old_name.empty() && !new_name.empty() && old_name != new_name)
-    return rope.Fail(InvalidArgument("{}type is '{}' but {}rope_type is '{}'; remove one", where, old_name, where, new_name));
-  const std::string name = !new_name.empty() ? new_name : old_name;
-  if (name.empty() && parameters == nullptr && !chosen->empty())
-    return rope.Fail(InvalidArgument("{}rope_type is missing; supported: default, linear, dynamic, llama3", where));
-  if (const auto theta = rope.OptionalReal("rope_theta", 1e-3, 1e15)) config->rope_theta = *theta;
-  if (rope.OptionalReal("partial_rotary_factor", 0.0, 1.0).value_or(1.0) != 1.0)
-    rope.Fail(InvalidArgument("{}partial_rotary_factor is not 1; rotating a part of each head is not supported", where));
-  config->rope_scaling = ParseRopeKind(rope, name.empty() ? "default" : name, where, *config);
-}
-
-// "sliding_window" of Mistral; "layer_types" must then say the same of all layers.
-void ParseWindow(Fields& fields, const Family& family, ModelConfig* config) {
-  if (family.sliding_window) {
-    const auto window = fields.OptionalInt("sliding_window", 0, std::numeric_limits<int32_t>::max());
-    config->sliding_window = static_cast<int>(window.value_or(fields.Mentions("sliding_window") ? 0 : family.default_window));
-  } else if (fields.OptionalInt("sliding_window", 0, std::numeric_limits<int32_t>::max()).value_or(0) != 0) {
-    fields.Fail(InvalidArgument("sliding_window is set but {} has none; remove it or set it to null", family.architecture));
-  }
-  const json* types = fields.Find("layer_types");
-  if (types == nullptr) return;
-  const char* wanted = config->sliding_window != 0 ? "sliding_attention" : "full_attention";
-  if (!types->is_array()) return fields.Fail(InvalidArgument("layer_types is {}; wanted a list of strings", Shown(*types)));
-  for (const json& type : *types)
-    if (!type.is_string() || type.get<std::string>() != wanted)
-      return fields.Fail(
-          InvalidArgument("layer_types holds {}; for {} with sliding_window {} only '{}' in every layer is supported",
-                          Shown(type), family.architecture, config->sliding_window, wanted));
-}
-
-void ParseVariants(Fields& fields, const Family& family, ModelConfig* config) {
-  const std::string act = fields.StringOr("hidden_act", "silu");
-  if (act != "silu" && act != "swish") fields.Fail(InvalidArgument("hidden_act '{}' is not supported; supported: silu", act));
+void RefuseQuantization(Fields& fields, const Family& family) {
   for (const char* key : {"quantization_config", "compression_config"}) {
     const json* quant = fields.Find(key);
     if (quant == nullptr) continue;
     const auto method = quant->is_object() ? quant->find("quant_method") : quant->end();
+    const bool mxfp4 = method != quant->end() && *method == "mxfp4" && family.expert_storage == ExpertStorage::kInterleaved;
+    if (mxfp4) continue;  // widened to 16 bits at load, exactly
     fields.Fail(InvalidArgument("{}: quantised weights ({}) are not supported; use the float32, float16 or bfloat16 model", key,
                                 method != quant->end() ? Shown(*method) : std::string("no quant_method")));
   }
-  config->attention_bias = fields.BoolOr("attention_bias", false);
-  config->mlp_bias = fields.BoolOr("mlp_bias", false);
-  if (!family.bias_options && (config->attention_bias || config->mlp_bias))
-    fields.Fail(InvalidArgument("{} is true but {} has no biases", config->attention_bias ? "attention_bias" : "mlp_bias",
-                                family.architecture));
-  config->tie_word_embeddings = fields.BoolOr("tie_word_embeddings", false);
-  if (fields.BoolOr("is_encoder_decoder", false))
-    fields.Fail(InvalidArgument("is_encoder_decoder is true; only decoders are supported"));
-  if (fields.OptionalInt("num_local_experts", 0, 1 << 20).value_or(0) > 1)
-    fields.Fail(InvalidArgument("num_local_experts: mixtures of experts are not supported"));
-  config->rms_norm_eps =
-      static_cast<float>(fields.OptionalReal("rms_norm_eps", 1e-12, 1.0).value_or(family.default_rms_norm_eps));
+}
+
+DType ParseStoredType(Fields& fields) {
   std::string dtype = fields.StringOr("dtype", fields.StringOr("torch_dtype", "float32"));
   if (dtype.starts_with("torch.")) dtype = dtype.substr(6);
-  if (dtype == "float32" || dtype == "float" || dtype == "auto") {
-    config->dtype = DType::kF32;
-  } else if (dtype == "float16" || dtype == "half") {
-    config->dtype = DType::kF16;
-  } else if (dtype == "bfloat16") {
-    config->dtype = DType::kBF16;
-  } else {
+  if (dtype == "float16" || dtype == "half") return DType::kF16;
+  if (dtype == "bfloat16") return DType::kBF16;
+  if (dtype != "float32" && dtype != "float" && dtype != "auto")
     fields.Fail(InvalidArgument("{} '{}' is not supported; supported: float32, float16, bfloat16",
                                 fields.Find("dtype") ? "dtype" : "torch_dtype", dtype));
+  return DType::kF32;
+}
+
+bool HasBias(Fields& fields, const BiasRule& rule) {
+  return rule.key.empty() ? rule.otherwise : fields.BoolOr(rule.key, rule.otherwise);
+}
+
+void ParseVariants(Fields& fields, Fields& top, const Family& family, ModelConfig* config) {
+  ParseActivation(fields, family, config);
+  RefuseQuantization(fields, family);
+  config->norm = family.norm;
+  config->norm_bias = family.norm_bias;
+  config->norm_plus_one = family.norm_plus_one;
+  config->block = family.block;
+  if (family.block == BlockForm::kParallelTwo && !fields.BoolOr("use_parallel_residual", true))
+    config->block = BlockForm::kPreNorm;
+  config->qk_norm = family.qk_norm;
+  config->gated = family.gated;
+  config->sinks = family.sinks;
+  config->qkv_bias = HasBias(fields, family.qkv_bias);
+  config->o_bias = HasBias(fields, family.o_bias);
+  config->mlp_bias = HasBias(fields, family.mlp_bias);
+  // A bias the family has no place for.
+  if (family.qkv_bias.key != "attention_bias" && fields.BoolOr("attention_bias", false))
+    fields.Fail(InvalidArgument("attention_bias is true but {} has no such biases", family.architecture));
+  if (family.mlp_bias.key != "mlp_bias" && fields.BoolOr("mlp_bias", false))
+    fields.Fail(InvalidArgument("mlp_bias is true but {} has no such biases", family.architecture));
+  for (const char* key : {"use_qk_norm", "qk_layernorm", "scale_attn_by_inverse_layer_idx", "add_cross_attention",
+                          "use_bidirectional_attention", "is_encoder_decoder"})
+    if (fields.BoolOr(key, false))
+      fields.Fail(InvalidArgument("{} is true, which is not supported for {}", key, family.architecture));
+  config->tie_word_embeddings = fields.Find("tie_word_embeddings") != nullptr || &fields == &top
+                                    ? fields.BoolOr("tie_word_embeddings", family.default_tied)
+                                    : top.BoolOr("tie_word_embeddings", family.default_tied);
+  config->norm_eps = static_cast<float>(fields.OptionalReal(family.eps_key, 1e-12, 1.0).value_or(family.default_eps));
+  config->dtype = ParseStoredType(fields.Find("dtype") != nullptr || fields.Find("torch_dtype") != nullptr ? fields : top);
+}
+
+// Scales and soft-caps.
+void ParseScales(Fields& fields, const Family& family, ModelConfig* config) {
+  const auto real = [&](std::string_view key, double low, double high, double otherwise) {
+    return fields.OptionalReal(key, low, high).value_or(otherwise);
+  };
+  const double query_dim = config->latent ? config->latent->nope_dim + config->latent->rope_dim : config->head_dim;
+  double scale = 1 / std::sqrt(query_dim);
+  if (family.query_scalar) scale = 1 / std::sqrt(real("query_pre_attn_scalar", 1e-3, 1e9, 256));
+  if (config->latent && config->ropes[0].scaling.kind == RopeScaling::Kind::kYarn) {
+    // DeepSeek's softmax temperature: the square of mscale_all_dim's factor.
+    const json* rope = fields.Find("rope_parameters") != nullptr ? fields.Find("rope_parameters") : fields.Find("rope_scaling");
+    const auto all_dim = rope->find("mscale_all_dim");
+    const double m = all_dim != rope->end() && all_dim->is_number() ? all_dim->get<double>() : 0.0;
+    const double factor = config->ropes[0].scaling.factor;
+    if (m != 0 && factor > 1) scale *= std::pow(0.1 * m * std::log(factor) + 1, 2);
   }
+  if (family.positions == PositionRule::kLearned && !fields.BoolOr("scale_attn_weights", true)) scale = 1;
+  config->embed_scale_rounded = family.embed_sqrt_hidden;
+  if (family.embed_sqrt_hidden) config->embed_scale = static_cast<float>(std::sqrt(double(config->hidden_size)));
+  if (family.multipliers) {
+    config->embed_scale = static_cast<float>(real("embedding_multiplier", 1e-9, 1e9, 1));
+    config->residual_scale = static_cast<float>(real("residual_multiplier", 1e-9, 1e9, 1));
+    config->logit_scale = static_cast<float>(1 / real("logits_scaling", 1e-9, 1e9, 1));
+    scale = real("attention_multiplier", 1e-9, 1e9, 1);
+  }
+  if (family.default_logit_scale != 0)
+    config->logit_scale = static_cast<float>(real("logit_scale", 1e-9, 1e9, family.default_logit_scale));
+  if (family.softcaps) {
+    const auto cap = [&](std::string_view key, double otherwise) {  // null turns it off, missing means the default
+      return static_cast<float>(real(key, 1e-3, 1e9, fields.Mentions(key) ? 0 : otherwise));
+    };
+    config->attention_softcap = cap("attn_logit_softcapping", family.default_attention_softcap);
+    config->logit_softcap = cap("final_logit_softcapping", family.default_logit_softcap);
+  }
+  config->attention_scale = static_cast<float>(scale);
 }
 
 StatusOr<json> ParseObject(std::string_view text, std::string_view file) {
@@ -316,15 +213,46 @@ StatusOr<json> ParseObject(std::string_view text, std::string_view file) {
 
 int64_t ModelConfig::parameter_count() const {
   const int64_t q_width = int64_t{num_q_heads} * head_dim, kv_width = int64_t{num_kv_heads} * head_dim;
-  int64_t layer = hidden_size * (2 * q_width + 2 * kv_width) + 3 * hidden_size * intermediate_size + 2 * hidden_size;
-  if (attention_bias) layer += q_width + 2 * kv_width + hidden_size;
-  if (mlp_bias) layer += 2 * intermediate_size + hidden_size;
-  return num_layers * layer + hidden_size + vocab_size * hidden_size * (tie_word_embeddings ? 1 : 2);
+  const auto mlp = [&](int64_t width, bool bias) {
+    return (gated ? 3 : 2) * hidden_size * width + (bias ? (gated ? 2 : 1) * width + hidden_size : 0);
+  };
+  const int64_t norm_weights = hidden_size * (norm_bias ? 2 : 1);
+  const int norms = block == BlockForm::kSandwich ? 4 : block == BlockForm::kParallel ? 1 : 2;
+  int64_t total = norm_weights + vocab_size * hidden_size * (tie_word_embeddings ? 1 : 2);
+  if (learned_positions) total += max_position_embeddings * hidden_size;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const bool own_kv = layers[i].kv_owner == static_cast<int>(i);
+    int64_t attention = hidden_size * 2 * q_width + (own_kv ? hidden_size * 2 * kv_width : 0);
+    if (latent) {
+      const int64_t queries = int64_t{num_q_heads} * (latent->nope_dim + latent->rope_dim);
+      attention = latent->q_rank > 0 ? (hidden_size + 1 + queries) * latent->q_rank : hidden_size * queries;
+      attention += hidden_size * head_dim + latent->kv_rank +
+                   int64_t{num_q_heads} *
+                       ((latent->nope_dim + latent->value_dim) * int64_t{latent->kv_rank} + latent->value_dim * hidden_size);
+    }
+    if (qkv_bias) attention += q_width + (own_kv ? 2 * kv_width : 0);
+    if (o_bias) attention += hidden_size;
+    if (qk_norm == QkNorm::kPerHead) attention += 2 * head_dim;
+    if (qk_norm == QkNorm::kWhole) attention += q_width + kv_width;
+    if (sinks) attention += num_q_heads;
+    total += attention + norms * norm_weights;
+    if (!layers[i].experts) {
+      total += mlp(intermediate_size, mlp_bias);
+      continue;
+    }
+    total += moe->num_experts * (mlp(moe->intermediate_size, moe->expert_bias) + hidden_size);
+    if (moe->router_bias || moe->correction_bias) total += moe->num_experts;
+    if (moe->shared_intermediate_size > 0) total += mlp(moe->shared_intermediate_size, false);
+    if (moe->shared_gate) total += hidden_size;
+  }
+  return total;
 }
 
 int64_t ModelConfig::max_context() const {
-  const bool longer = rope_scaling.kind == RopeScaling::Kind::kLinear || rope_scaling.kind == RopeScaling::Kind::kDynamic;
-  const double positions = static_cast<double>(max_position_embeddings) * (longer ? rope_scaling.factor : 1.0);
+  if (ropes.empty()) return max_position_embeddings;
+  const RopeScaling& scaling = ropes[0].scaling;
+  const bool longer = scaling.kind == RopeScaling::Kind::kLinear || scaling.kind == RopeScaling::Kind::kDynamic;
+  const double positions = static_cast<double>(max_position_embeddings) * (longer ? scaling.factor : 1.0);
   return static_cast<int64_t>(std::min(positions, static_cast<double>(kMaxPositions)));
 }
 
@@ -332,22 +260,30 @@ StatusOr<ModelConfig> ParseModelConfig(std::string_view config_json, std::string
   KVASIR_ASSIGN_OR_RETURN(const json root, ParseObject(config_json, "config.json"));
   Status status = OkStatus();
   ModelConfig config;
-  Fields fields(root, "", &status);
-  if (const Family* family = ParseFamily(fields, &config)) {
-    ParseShape(fields, *family, &config);
-    ParseRope(fields, &config, &status);
-    ParseWindow(fields, *family, &config);
-    ParseVariants(fields, *family, &config);
-  }
-  const std::vector<int32_t> bos = fields.TokenIds("bos_token_id");
-  if (!bos.empty()) config.bos_token_id = bos[0];
-  config.eos_token_ids = fields.TokenIds("eos_token_id");
+  Fields top(root, "", &status);
+  const Family* family = ParseFamily(top, &config);
+  if (family == nullptr) return AtPlace("config.json", status);
+  // A multimodal checkpoint keeps the language model's config in an object of its own.
+  const json* text = family->text_key.empty() ? nullptr : top.Find(family->text_key);
+  if (text != nullptr && !text->is_object())
+    return AtPlace("config.json", InvalidArgument("{} is {}; wanted an object", family->text_key, Shown(*text)));
+  Fields fields(text != nullptr ? *text : root, text != nullptr ? fmt::format("{}.", family->text_key) : "", &status);
+  ParseShape(fields, *family, &config);
+  ParseLatent(fields, *family, &config);
+  ParseRopes(fields, *family, &config);
+  ParseMoe(fields, *family, &config);
+  ParseLayers(fields, *family, &config);
+  ParseVariants(fields, top, *family, &config);
+  ParseScales(fields, *family, &config);
+  const auto ids = [&](std::string_view key) { return top.Find(key) != nullptr ? top.TokenIds(key) : fields.TokenIds(key); };
+  if (const std::vector<int32_t> bos = ids("bos_token_id"); !bos.empty()) config.bos_token_id = bos[0];
+  config.eos_token_ids = ids("eos_token_id");
   if (!status.ok()) return AtPlace("config.json", status);
   if (!generation_config_json.empty()) {
     KVASIR_ASSIGN_OR_RETURN(const json generation, ParseObject(generation_config_json, "generation_config.json"));
     Fields more(generation, "", &status);
     if (more.Find("eos_token_id") != nullptr) config.eos_token_ids = more.TokenIds("eos_token_id");
-    if (const auto ids = more.TokenIds("bos_token_id"); !config.bos_token_id && !ids.empty()) config.bos_token_id = ids[0];
+    if (const auto bos = more.TokenIds("bos_token_id"); !config.bos_token_id && !bos.empty()) config.bos_token_id = bos[0];
     if (!status.ok()) return AtPlace("generation_config.json", status);
   }
   // An end token outside the vocabulary cannot be generated; such configs exist, so it is dropped rather than refused.

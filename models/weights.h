@@ -21,19 +21,57 @@ namespace kvasir {
 
 inline constexpr size_t kReadAheadBytes = size_t{256} << 20;
 
+struct NormWeights {
+  Weight weight;
+  std::optional<Weight> bias;
+};
+
+struct MlpWeights {
+  Weight up;    // [2 * width, hidden], gate above up; [width, hidden] when not gated
+  Weight down;  // [hidden, width]
+  std::optional<Weight> up_bias, down_bias;
+};
+
+struct AttentionWeights {
+  Weight qkv;  // [(Hq + 2 Hkv) * head_dim, hidden]; only the queries' rows when the layer reads another layer's KV
+  Weight o;    // [hidden, Hq * head_dim]
+  std::optional<Weight> qkv_bias, o_bias, q_norm, k_norm, sinks;
+};
+
+// Multi-head latent attention with the up-projections of keys and values absorbed: queries move into the latent space, and the
+// attention's output out of it.
+struct LatentWeights {
+  std::optional<Weight> q_down;  // [q_rank, hidden]
+  std::optional<Weight> q_norm;  // [q_rank]
+  Weight q;                      // [Hq * (nope + rope), q_rank or hidden]
+  Weight kv_down;                // [kv_rank + rope, hidden]
+  Weight kv_norm;                // [kv_rank]
+  std::vector<Weight> query_up;  // per head [kv_rank, nope]
+  std::vector<Weight> value_up;  // per head [value_dim, kv_rank]
+  Weight o;                      // [hidden, Hq * value_dim]
+};
+
+struct ExpertsWeights {
+  Weight router;  // [experts, hidden], float32
+  std::optional<Weight> router_bias, correction;
+  std::vector<Weight> up, down, up_bias, down_bias;  // per expert; as in MlpWeights
+  std::optional<MlpWeights> shared;
+  std::optional<Weight> shared_gate;  // [1, hidden], float32
+};
+
 struct LayerWeights {
-  Weight input_norm, post_norm;  // [hidden]
-  Weight qkv;                    // [(Hq + 2 Hkv) * head_dim, hidden]
-  Weight o;                      // [hidden, Hq * head_dim]
-  Weight gate_up;                // [2 * intermediate, hidden]
-  Weight down;                   // [hidden, intermediate]
-  std::optional<Weight> qkv_bias, o_bias, gate_up_bias, down_bias;
+  std::optional<NormWeights> input_norm, post_attention_norm, mlp_norm, post_mlp_norm;  // those the block form has
+  std::optional<AttentionWeights> attention;                                            // one of these two
+  std::optional<LatentWeights> latent;
+  std::optional<MlpWeights> mlp;  // one of these two
+  std::optional<ExpertsWeights> experts;
 };
 
 struct ModelWeights {
-  Weight embed;       // [vocab, hidden], gathered by row
-  Weight final_norm;  // [hidden]
-  Weight lm_head;     // [vocab, hidden], as a linear weight; the embedding once more when tied
+  Weight embed;                     // [vocab, hidden], gathered by row
+  std::optional<Weight> positions;  // [max positions, hidden], gathered by row
+  NormWeights final_norm;           // [hidden]
+  Weight lm_head;                   // [vocab, hidden], as a linear weight; the embedding once more when tied
   std::vector<LayerWeights> layers;
   DType dtype = DType::kF32;
   size_t bytes = 0;  // as packed: elements x type, padding of the device not counted

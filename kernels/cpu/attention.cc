@@ -24,10 +24,15 @@ AttendTask MakeTask(const float* q, const AttentionParams& params, const Sequenc
   task.block_tokens = layout.block_tokens;
   task.head_dim = layout.head_dim;
   task.group = params.num_q_heads / layout.num_kv_heads;
+  task.keys_only = layout.value_dim > 0;
+  task.value_dim = task.keys_only ? layout.value_dim : layout.head_dim;
   task.row_stride = int64_t{params.num_q_heads} * layout.head_dim;
-  const int64_t at = (slice.first_row + first_row) * task.row_stride + int64_t{head} * task.group * layout.head_dim;
-  task.q = q + at;
-  task.out = out + at;
+  task.out_stride = int64_t{params.num_q_heads} * task.value_dim;
+  const int64_t row = slice.first_row + first_row, first_head = int64_t{head} * task.group;
+  task.q = q + row * task.row_stride + first_head * layout.head_dim;
+  task.out = out + row * task.out_stride + first_head * task.value_dim;
+  task.softcap = params.softcap;
+  task.sinks = params.sinks != nullptr ? static_cast<const float*>(params.sinks->packed) + first_head : nullptr;
   task.rows = rows;
   task.scale = params.scale;
   task.window = params.window;

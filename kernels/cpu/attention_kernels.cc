@@ -18,6 +18,7 @@ constexpr int kElementBytes = F == Format::kF32 ? 4 : 2;
 
 using Bytes = const unsigned char*;
 
+constexpr float kLog2E = 1.44269504088896340736f;
 constexpr int kTileSlots = 16;
 constexpr int kTiles = kStepSlots / kTileSlots;
 constexpr int kStepVecs = kStepSlots / kLanes;
@@ -94,7 +95,7 @@ State Carve(const AttendTask& task, int queries, int padded) {
 
 template <Format F>
 void PrepareQueries(const AttendTask& task, int padded, State& s) {
-  const float factor = task.scale * 1.44269504088896340736f;
+  const float factor = task.scale * kLog2E;
   for (int r = 0; r < task.rows; ++r) {
     for (int h = 0; h < task.group; ++h) {
       const float* q = task.q + r * task.row_stride + int64_t{h} * task.head_dim;
@@ -119,7 +120,7 @@ Bytes PageAt(const AttendTask& task, int64_t page) {
 
 // Pages whose tiles can be read in place.
 bool InPlace(const AttendTask& task) {
-  return task.block_tokens % kTileSlots == 0 && task.head_dim % kTileSlots == 0;
+  return !task.keys_only && task.block_tokens % kTileSlots == 0 && task.head_dim % kTileSlots == 0;
 }
 
 // Tiles of the step's slots [low, high); whole tiles before low are never read from memory that may have been given back.
@@ -167,8 +168,9 @@ void GatherTiles(const AttendTask& task, int64_t step, int low, int high, int pa
       const int64_t v_to = paired ? (int64_t{i / 2} * padded + j) * 2 + i % 2 : int64_t{i} * padded + j;
       __builtin_memcpy(s.k_tile + k_to * kBytes, k + KElement(paired, task.block_tokens, task.head_dim, slot, j) * kBytes,
                        kBytes);
-      __builtin_memcpy(s.v_tile + v_to * kBytes, v + VElement(paired, task.block_tokens, task.head_dim, slot, j) * kBytes,
-                       kBytes);
+      Bytes value = task.keys_only ? k + KElement(paired, task.block_tokens, task.head_dim, slot, j) * kBytes
+                                   : v + VElement(paired, task.block_tokens, task.head_dim, slot, j) * kBytes;
+      if (j < task.value_dim) __builtin_memcpy(s.v_tile + v_to * kBytes, value, kBytes);
     }
   }
   tiles.k_row = int64_t{kStepSlots} * kPair * kBytes;
@@ -226,6 +228,15 @@ void Scores(const Bytes* k, int64_t k_row, const unsigned char* q, int padded, f
   }
   for (int n = 0; n < NQ; ++n) {
     for (int v = 0; v < NV; ++v) Store(scores + n * kStepSlots + v * kLanes, acc[n][v]);
+  }
+}
+
+// Scores are kept times log2(e), and so is the cap.
+void SoftCap(float* scores, int vecs, float softcap) {
+  const Vec cap = Set(softcap * kLog2E), inner = Set(2 / softcap);  // tanh(s / cap) by 2^(2 s log2(e) / cap), s times log2(e)
+  for (int v = 0; v < vecs; ++v) {
+    const Vec s = Load(scores + v * kLanes);
+    Store(scores + v * kLanes, cap * (Set(1.0f) - Set(2.0f) / (Set(1.0f) + Exp2(s * inner))));
   }
 }
 
@@ -368,6 +379,7 @@ void Step(const AttendTask& task, int64_t step, Overlap used, const StepTiles& t
   for (int n = 0; n < NQ; ++n) {
     float* weights = s.weights + n * kStepSlots;
     if (seen[n].low < seen[n].high) {
+      if (task.softcap > 0) SoftCap(s.scores + n * kStepSlots, vecs, task.softcap);
       Softmax<F>(s.scores + n * kStepSlots, weights, vecs, seen[n].low, seen[n].high, padded, s.max[first + n],
                  s.sum + int64_t{first + n} * kLanes, acc + int64_t{n} * padded);
     } else {
@@ -375,7 +387,7 @@ void Step(const AttendTask& task, int64_t step, Overlap used, const StepTiles& t
     }
   }
 
-  const int dim_vecs = padded / kLanes;
+  const int dim_vecs = PaddedHeadDim(task.value_dim) / kLanes;
   int i = 0;
   for (; i + kValueVecs <= dim_vecs; i += kValueVecs) {
     Values<F, NQ, kValueVecs>(tiles, i * kLanes, used.low, used.high, s.weights, padded, acc, ahead);
@@ -427,12 +439,18 @@ void Merge(float max, float sum, const float* acc, int padded, float& run_max, f
   run_max = new_max;
 }
 
-void WriteOut(const AttendTask& task, int query, float sum, const float* acc) {
-  float* out = task.out + query / task.group * task.row_stride + int64_t{query % task.group} * task.head_dim;
-  const Vec factor = Set(1.0f / sum);
+void WriteOut(const AttendTask& task, int query, float max, float sum, const float* acc) {
+  const int head = query % task.group;
+  float* out = task.out + query / task.group * task.out_stride + int64_t{head} * task.value_dim;
+  Vec factor = Set(1.0f / sum);
+  if (task.sinks != nullptr) {
+    const float sink = task.sinks[head] * kLog2E, top = max > sink ? max : sink;
+    const Vec kept = Exp2OfNegative(Set(max - top)), sunk = Exp2OfNegative(Set(sink - top));
+    factor = kept / (Set(sum) * kept + sunk);
+  }
   int j = 0;
-  for (; j + kLanes <= task.head_dim; j += kLanes) Store(out + j, Load(acc + j) * factor);
-  if (j < task.head_dim) StorePart(out + j, Load(acc + j) * factor, task.head_dim - j);
+  for (; j + kLanes <= task.value_dim; j += kLanes) Store(out + j, Load(acc + j) * factor);
+  if (j < task.value_dim) StorePart(out + j, Load(acc + j) * factor, task.value_dim - j);
 }
 
 template <Format F>
@@ -460,7 +478,7 @@ void Attend(const AttendTask& task) {
     }
   }
   if (task.partials != nullptr) return;
-  for (int n = 0; n < queries; ++n) WriteOut(task, n, s.run_sum[n], s.run_acc + int64_t{n} * padded);
+  for (int n = 0; n < queries; ++n) WriteOut(task, n, s.run_max[n], s.run_sum[n], s.run_acc + int64_t{n} * padded);
 }
 
 void MergeSplits(const AttendTask& task) {
@@ -472,7 +490,7 @@ void MergeSplits(const AttendTask& task) {
       const float* partial = task.partials + split * AttendPartialFloats(queries, task.head_dim) + int64_t{n} * (padded + 16);
       Merge(partial[padded], partial[padded + 1], partial, padded, max, sum, s.run_acc);
     }
-    WriteOut(task, n, sum, s.run_acc);
+    WriteOut(task, n, max, sum, s.run_acc);
   }
 }
 

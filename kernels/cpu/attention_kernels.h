@@ -37,15 +37,19 @@ struct AttendTask {
   size_t page_bytes = 0;
   int block_tokens = 0;
   int head_dim = 0;
+  int value_dim = 0;       // of the output: head_dim, or the leading part of a key where keys are values too
+  bool keys_only = false;  // values are the keys' first value_dim elements
 
-  const float* q = nullptr;  // query (row, head) at q + row * row_stride + head * head_dim; out alike
-  float* out = nullptr;
-  int64_t row_stride = 0;
+  const float* q = nullptr;  // query (row, head) at q + row * row_stride + head * head_dim
+  float* out = nullptr;      // output at out + row * out_stride + head * value_dim
+  int64_t row_stride = 0, out_stride = 0;
   int rows = 0;
   int group = 0;  // query heads per KV head
   float scale = 0;
-  int window = 0;         // 0 = all
-  int64_t first_end = 0;  // row r sees slots [max(0, first_end + r - window), first_end + r)
+  float softcap = 0;             // > 0: a score s becomes softcap * tanh(s / softcap)
+  const float* sinks = nullptr;  // [group]: a logit without a value in each head's softmax
+  int window = 0;                // 0 = all
+  int64_t first_end = 0;         // row r sees slots [max(0, first_end + r - window), first_end + r)
 
   int64_t split_begin = 0;  // splits this call computes (or merges)
   int64_t split_end = 0;

@@ -99,13 +99,15 @@ StatusOr<Weight> CpuDevice::PackVector(std::span<const HostMatrix> parts) {
   return weight;
 }
 
-void CpuDevice::Embed(const Weight& table, std::span<const int32_t> ids, float* out) {
+void CpuDevice::Embed(const Weight& table, std::span<const int32_t> ids, float scale, float* out) {
   const int64_t width = table.cols, row_bytes = width * int64_t(SizeOf(table.dtype));
   const auto* rows = static_cast<const std::byte*>(table.packed);
   team_.ParallelFor(int64_t(ids.size()), CopyGrain(width), [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
       KVASIR_CHECK(ids[i] >= 0 && ids[i] < table.rows, "token id {} but the table has {} rows", ids[i], table.rows);
-      ToFloat(rows + ids[i] * row_bytes, table.dtype, width, out + i * width);
+      float* row = out + i * width;
+      ToFloat(rows + ids[i] * row_bytes, table.dtype, width, row);
+      if (scale != 1) std::for_each(row, row + width, [scale](float& x) { x *= scale; });
     }
   });
 }
@@ -124,8 +126,38 @@ void CpuDevice::Linear(const float* in, int rows, const Weight& weight, const We
               bias != nullptr ? static_cast<const float*>(bias->packed) : nullptr, out);
 }
 
-void CpuDevice::AddRmsNorm(float* residual, const float* delta, const Weight& weight, float eps, int rows, float* out) {
-  CpuAddRmsNorm(*kernels_.fused, team_, residual, delta, static_cast<const float*>(weight.packed), eps, rows, weight.cols, out);
+void CpuDevice::LinearHeads(const float* in, int rows, std::span<const Weight> weights, const HeadLinear& at, float* out) {
+  CpuLinearHeads(*kernels_.gemm, team_, gemm_scratch_, expert_scratch_, in, rows, weights, at, out);
+}
+
+void CpuDevice::AddNorm(float* residual, const float* delta, float delta_scale, const Norm& norm, int rows, int width,
+                        float* out) {
+  CpuAddNorm(*kernels_.fused, team_, residual, delta, delta_scale, norm, rows, width, out);
+}
+
+void CpuDevice::Add(float* residual, const float* delta, float scale, int rows, int width) {
+  CpuAdd(*kernels_.fused, team_, residual, delta, scale, rows, width);
+}
+
+void CpuDevice::AddGated(float* residual, const float* in, const float* gate, int rows, int width) {
+  CpuAddGated(*kernels_.fused, team_, residual, in, gate, rows, width);
+}
+
+void CpuDevice::NormSlices(float* data, int rows, const Slices& slices, const Norm& norm) {
+  CpuNormSlices(*kernels_.fused, team_, data, rows, slices, norm);
+}
+
+void CpuDevice::RotateSlices(float* data, int rows, const Slices& slices, std::span<const int32_t> positions,
+                             const RopeTable& rope) {
+  CpuRotateSlices(*kernels_.fused, team_, data, rows, slices, positions, rope);
+}
+
+void CpuDevice::CopySlices(const float* in, const Slices& from, int rows, float* out, const Slices& to) {
+  CpuCopySlices(team_, in, from, rows, out, to);
+}
+
+void CpuDevice::AppendLatent(const float* latent, int layer, std::span<const SequenceSlice> slices, const PagedKv& kv) {
+  CpuAppendLatent(*kernels_.fused, team_, latent, layer, slices, kv);
 }
 
 void CpuDevice::RopeAppend(const float* qkv, std::span<const int32_t> positions, const RopeTable& rope, int num_q_heads,
@@ -138,8 +170,26 @@ void CpuDevice::Attention(const float* q, int layer, const AttentionParams& para
   CpuAttention(*kernels_.attention, team_, attention_workspace_, q, layer, params, slices, kv, out);
 }
 
-void CpuDevice::GatedSilu(const float* gate_up, int rows, int width, float* out) {
-  CpuGatedSilu(*kernels_.fused, team_, gate_up, rows, width, out);
+void CpuDevice::Activate(Activation activation, bool gated, const float* in, int rows, int width, float* out) {
+  CpuActivate(*kernels_.fused, team_, activation, gated, in, rows, width, out);
+}
+
+void CpuDevice::ScaleRows(float* data, int rows, int width, float scale, float softcap) {
+  CpuScaleRows(*kernels_.fused, team_, data, rows, width, scale, softcap);
+}
+
+void CpuDevice::MultiplySigmoid(float* data, const float* gate, int64_t gate_stride, int rows, int width) {
+  CpuMultiplySigmoid(*kernels_.fused, team_, data, gate, gate_stride, rows, width);
+}
+
+void CpuDevice::Route(const float* logits, int rows, const MoeRouting& routing, int32_t* ids, float* weights) {
+  CpuRoute(team_, logits, rows, routing, ids, weights);
+}
+
+void CpuDevice::Experts(const float* in, int rows, const MoeWeights& experts, Activation activation, int top_k,
+                        const int32_t* ids, const float* weights, float* out) {
+  CpuExperts(*kernels_.gemm, *kernels_.fused, team_, gemm_scratch_, expert_scratch_, in, rows, experts, activation, top_k, ids,
+             weights, out);
 }
 
 void CpuDevice::Sample(const float* logits, int vocab, std::span<const SampleRow> rows, std::span<SampleResult> results) {

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "kernels/cpu/attention.h"
+#include "kernels/cpu/experts.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/host_memory.h"
 #include "kernels/cpu/isa.h"
@@ -32,14 +33,28 @@ class CpuDevice final : public Device {
   StatusOr<Weight> PackEmbedding(const HostMatrix& table, DType dtype) override;
   StatusOr<Weight> PackVector(std::span<const HostMatrix> parts) override;
 
-  void Embed(const Weight& table, std::span<const int32_t> ids, float* out) override;
-  void AddRmsNorm(float* residual, const float* delta, const Weight& weight, float eps, int rows, float* out) override;
+  void Embed(const Weight& table, std::span<const int32_t> ids, float scale, float* out) override;
+  void AddNorm(float* residual, const float* delta, float delta_scale, const Norm& norm, int rows, int width,
+               float* out) override;
+  void Add(float* residual, const float* delta, float scale, int rows, int width) override;
+  void AddGated(float* residual, const float* in, const float* gate, int rows, int width) override;
+  void NormSlices(float* data, int rows, const Slices& slices, const Norm& norm) override;
+  void RotateSlices(float* data, int rows, const Slices& slices, std::span<const int32_t> positions,
+                    const RopeTable& rope) override;
+  void CopySlices(const float* in, const Slices& from, int rows, float* out, const Slices& to) override;
   void Linear(const float* in, int rows, const Weight& weight, const Weight* bias, float* out) override;
+  void LinearHeads(const float* in, int rows, std::span<const Weight> weights, const HeadLinear& at, float* out) override;
   void RopeAppend(const float* qkv, std::span<const int32_t> positions, const RopeTable& rope, int num_q_heads, int layer,
                   std::span<const SequenceSlice> slices, const PagedKv& kv, float* q_out) override;
   void Attention(const float* q, int layer, const AttentionParams& params, std::span<const SequenceSlice> slices,
                  const PagedKv& kv, float* out) override;
-  void GatedSilu(const float* gate_up, int rows, int width, float* out) override;
+  void AppendLatent(const float* latent, int layer, std::span<const SequenceSlice> slices, const PagedKv& kv) override;
+  void Activate(Activation activation, bool gated, const float* in, int rows, int width, float* out) override;
+  void ScaleRows(float* data, int rows, int width, float scale, float softcap) override;
+  void MultiplySigmoid(float* data, const float* gate, int64_t gate_stride, int rows, int width) override;
+  void Route(const float* logits, int rows, const MoeRouting& routing, int32_t* ids, float* weights) override;
+  void Experts(const float* in, int rows, const MoeWeights& experts, Activation activation, int top_k, const int32_t* ids,
+               const float* weights, float* out) override;
   void GatherRows(const float* in, std::span<const int32_t> row_ids, int width, float* out) override;
   void Sample(const float* logits, int vocab, std::span<const SampleRow> rows, std::span<SampleResult> results) override;
   void ScoreTokens(const float* logits, int vocab, std::span<const int32_t> tokens, std::span<const int32_t> num_top,
@@ -52,6 +67,7 @@ class CpuDevice final : public Device {
   ThreadTeam team_;
   HostMemory memory_;
   GemmScratch gemm_scratch_;
+  ExpertScratch expert_scratch_;
   AttentionWorkspace attention_workspace_;
   SampleWorkspace sample_workspace_;
 };

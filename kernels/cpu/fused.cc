@@ -1,6 +1,7 @@
 #include "kernels/cpu/fused.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -34,6 +35,7 @@ void StoreV(const T* v, bool paired, int block_tokens, int head_dim, int slot, s
   }
 }
 
+// v may be null: latent KV has keys only.
 void StoreRow(const FusedKernels& kernels, const float* k, const float* v, const PagedKv& kv, const PageRun& run, int64_t slot) {
   const KvLayout& layout = kv.layout;
   const int page = int(slot / layout.block_tokens), inside = int(slot % layout.block_tokens), d = layout.head_dim;
@@ -41,7 +43,7 @@ void StoreRow(const FusedKernels& kernels, const float* k, const float* v, const
   std::byte* v_page = kv.VPage(run, page);
   if (layout.dtype == DType::kF32) {
     StoreK(k, false, layout.block_tokens, d, inside, k_page);
-    StoreV(v, false, layout.block_tokens, d, inside, v_page);
+    if (v != nullptr) StoreV(v, false, layout.block_tokens, d, inside, v_page);
     return;
   }
   thread_local std::vector<uint16_t> half;
@@ -50,19 +52,116 @@ void StoreRow(const FusedKernels& kernels, const float* k, const float* v, const
   const auto convert = paired ? kernels.to_bf16 : kernels.to_f16;
   convert(k, d, half.data());
   StoreK(half.data(), paired, layout.block_tokens, d, inside, k_page);
+  if (v == nullptr) return;
   convert(v, d, half.data());
   StoreV(half.data(), paired, layout.block_tokens, d, inside, v_page);
 }
 
+const float* Floats(const Weight* vector) {
+  return vector != nullptr ? static_cast<const float*>(vector->packed) : nullptr;
+}
+
+int64_t RowGrain(int64_t width) {
+  return std::max<int64_t>(1, kGrainElements / width);
+}
+
+int64_t SliceAt(const Slices& slices, int64_t row, int group) {
+  return row * slices.stride + slices.offset + group * slices.group_stride;
+}
+
+template <typename F>
+void ForEachSlice(ThreadTeam& team, int rows, const Slices& slices, F&& fn) {
+  team.ParallelFor(rows, RowGrain(int64_t{slices.groups} * slices.width), [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin; row < end; ++row)
+      for (int group = 0; group < slices.groups; ++group) fn(row, group);
+  });
+}
+
+// Calls fn(slice, i) for the rows i of all slices; pieces are ranges of those rows, one slice after another.
+template <typename F>
+void ForEachRow(ThreadTeam& team, std::span<const SequenceSlice> slices, int64_t width, F&& fn) {
+  int64_t rows = 0;
+  for (const SequenceSlice& slice : slices) rows += slice.num_rows;
+  team.ParallelFor(rows, RowGrain(width), [&](int64_t begin, int64_t end, int) {
+    int64_t first = 0;  // of the slice
+    for (const SequenceSlice& slice : slices) {
+      if (first >= end) break;
+      const int64_t from = std::max(begin - first, int64_t{0}), to = std::min<int64_t>(end - first, slice.num_rows);
+      for (int64_t i = from; i < to; ++i) fn(slice, i);
+      first += slice.num_rows;
+    }
+  });
+}
+
 }  // namespace
 
-void CpuAddRmsNorm(const FusedKernels& kernels, ThreadTeam& team, float* residual, const float* delta, const float* weight,
-                   float eps, int rows, int64_t width, float* out) {
-  team.ParallelFor(rows, std::max<int64_t>(1, kGrainElements / width), [&](int64_t begin, int64_t end, int) {
+void CpuAddNorm(const FusedKernels& kernels, ThreadTeam& team, float* residual, const float* delta, float delta_scale,
+                const Norm& norm, int rows, int64_t width, float* out) {
+  const auto kernel = kernels.add_norm[int(norm.kind)];
+  const float *weight = Floats(norm.weight), *bias = Floats(norm.bias);
+  team.ParallelFor(rows, RowGrain(width), [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
       const float* row_delta = delta != nullptr ? delta + i * width : nullptr;
-      kernels.add_rms_norm(residual + i * width, row_delta, weight, eps, width, out + i * width);
+      kernel(residual + i * width, row_delta, delta_scale, weight, bias, norm.eps, width, out + i * width);
     }
+  });
+}
+
+void CpuAdd(const FusedKernels& kernels, ThreadTeam& team, float* residual, const float* delta, float scale, int rows,
+            int64_t width) {
+  team.ParallelFor(rows, RowGrain(width), [&](int64_t begin, int64_t end, int) {
+    kernels.add_scaled(residual + begin * width, delta + begin * width, scale, (end - begin) * width);
+  });
+}
+
+void CpuAddGated(const FusedKernels& kernels, ThreadTeam& team, float* residual, const float* in, const float* gate, int rows,
+                 int64_t width) {
+  team.ParallelFor(rows, RowGrain(width), [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i)
+      kernels.add_scaled(residual + i * width, in + i * width, 1.0f / (1.0f + std::exp(-gate[i])), width);
+  });
+}
+
+void CpuNormSlices(const FusedKernels& kernels, ThreadTeam& team, float* data, int rows, const Slices& slices, const Norm& norm) {
+  const auto kernel = kernels.add_norm[int(norm.kind)];
+  const float *weight = Floats(norm.weight), *bias = Floats(norm.bias);
+  const bool shared = norm.weight == nullptr || norm.weight->cols == slices.width;
+  ForEachSlice(team, rows, slices, [&](int64_t row, int group) {
+    float* at = data + SliceAt(slices, row, group);
+    const int64_t first = shared ? 0 : int64_t{group} * slices.width;
+    kernel(at, nullptr, 0, weight != nullptr ? weight + first : nullptr, bias != nullptr ? bias + first : nullptr, norm.eps,
+           slices.width, at);
+  });
+}
+
+void CpuRotateSlices(const FusedKernels& kernels, ThreadTeam& team, float* data, int rows, const Slices& slices,
+                     std::span<const int32_t> positions, const RopeTable& rope) {
+  const int half = rope.rotary_dim / 2;
+  if (half == 0) return;
+  ForEachSlice(team, rows, slices, [&](int64_t row, int group) {
+    const int64_t position = positions[row];
+    KVASIR_DCHECK(position >= 0 && position < rope.num_positions, "position {} but the table has {}", position,
+                  rope.num_positions);
+    float* at = data + SliceAt(slices, row, group);
+    // In place: a pair is read before it is written, and what lies behind the pairs is not copied.
+    kernels.rotate(at, 2 * half, rope.cos + position * half, rope.sin + position * half, half, at);
+  });
+}
+
+void CpuCopySlices(ThreadTeam& team, const float* in, const Slices& from, int rows, float* out, const Slices& to) {
+  KVASIR_DCHECK(from.groups == to.groups && from.width == to.width, "slices {} x {} copied to {} x {}", from.groups, from.width,
+                to.groups, to.width);
+  ForEachSlice(team, rows, from, [&](int64_t row, int group) {
+    std::copy_n(in + SliceAt(from, row, group), from.width, out + SliceAt(to, row, group));
+  });
+}
+
+void CpuAppendLatent(const FusedKernels& kernels, ThreadTeam& team, const float* latent, int layer,
+                     std::span<const SequenceSlice> slices, const PagedKv& kv) {
+  const int d = kv.layout.head_dim;
+  ForEachRow(team, slices, d, [&](const SequenceSlice& slice, int64_t i) {
+    const PageRun run = kv.Lookup(slice.kv, layer, 0);
+    StoreRow(kernels, latent + (slice.first_row + i) * d, nullptr, kv, run, int64_t{run.num_slots} - slice.num_rows + i);
   });
 }
 
@@ -71,17 +170,14 @@ void CpuRopeAppend(const FusedKernels& kernels, ThreadTeam& team, const float* q
                    float* q_out) {
   const int d = kv.layout.head_dim, num_kv_heads = kv.layout.num_kv_heads, half = rope.rotary_dim / 2;
   const int64_t width = int64_t{1} * (num_q_heads + 2 * num_kv_heads) * d;
-  int64_t rows = 0;
-  for (const SequenceSlice& slice : slices) rows += slice.num_rows;
-
   const auto append = [&](const SequenceSlice& slice, int64_t i) {
     thread_local std::vector<float> rotated;
     if (rotated.size() < size_t(d)) rotated.resize(d);
     const int64_t row = slice.first_row + i, position = positions[row];
-    KVASIR_DCHECK(position >= 0 && position < rope.num_positions, "position {} but the table has {}", position,
+    KVASIR_DCHECK(half == 0 || (position >= 0 && position < rope.num_positions), "position {} but the table has {}", position,
                   rope.num_positions);
-    const float* cos = rope.cos + position * half;
-    const float* sin = rope.sin + position * half;
+    const float* cos = half > 0 ? rope.cos + position * half : nullptr;
+    const float* sin = half > 0 ? rope.sin + position * half : nullptr;
     const float* in = qkv + row * width;
     for (int h = 0; h < num_q_heads; ++h) {
       kernels.rotate(in + int64_t{h} * d, d, cos, sin, half, q_out + (row * num_q_heads + h) * d);
@@ -93,28 +189,37 @@ void CpuRopeAppend(const FusedKernels& kernels, ThreadTeam& team, const float* q
       StoreRow(kernels, rotated.data(), k + int64_t{num_kv_heads + h} * d, kv, run, int64_t{run.num_slots} - slice.num_rows + i);
     }
   };
-  // Pieces are ranges of the rows of all slices, one slice after another.
-  team.ParallelFor(rows, std::max<int64_t>(1, kGrainElements / width), [&](int64_t begin, int64_t end, int) {
-    int64_t first = 0;  // of the slice
-    for (const SequenceSlice& slice : slices) {
-      if (first >= end) break;
-      const int64_t from = std::max(begin - first, int64_t{0}), to = std::min<int64_t>(end - first, slice.num_rows);
-      for (int64_t i = from; i < to; ++i) append(slice, i);
-      first += slice.num_rows;
-    }
-  });
+  ForEachRow(team, slices, width, append);
 }
 
-void CpuGatedSilu(const FusedKernels& kernels, ThreadTeam& team, const float* gate_up, int rows, int width, float* out) {
+void CpuActivate(const FusedKernels& kernels, ThreadTeam& team, Activation activation, bool gated, const float* in, int rows,
+                 int width, float* out) {
+  const auto kernel = kernels.activate[int(activation)];
+  const int64_t in_width = gated ? 2 * int64_t{width} : width;
   // Wide rows are cut too: a single decoding row of a large model is worth sharing.
   const int64_t chunk = 4096, chunks = (width + chunk - 1) / chunk;
   const int64_t grain = std::max<int64_t>(1, kGrainElements / std::min<int64_t>(width, chunk));
   team.ParallelFor(rows * chunks, grain, [&](int64_t begin, int64_t end, int) {
     for (int64_t piece = begin; piece < end; ++piece) {
       const int64_t row = piece / chunks, from = piece % chunks * chunk;
-      const float* gate = gate_up + row * 2 * width + from;
-      kernels.gated_silu(gate, gate + width, std::min<int64_t>(chunk, width - from), out + row * width + from);
+      const float* at = in + row * in_width + from;
+      kernel(at, gated ? at + width : nullptr, std::min<int64_t>(chunk, width - from), out + row * width + from);
     }
+  });
+}
+
+void CpuMultiplySigmoid(const FusedKernels& kernels, ThreadTeam& team, float* data, const float* gate, int64_t gate_stride,
+                        int rows, int64_t width) {
+  team.ParallelFor(rows, RowGrain(width), [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) kernels.multiply_sigmoid(data + i * width, gate + i * gate_stride, width);
+  });
+}
+
+void CpuScaleRows(const FusedKernels& kernels, ThreadTeam& team, float* data, int rows, int64_t width, float scale,
+                  float softcap) {
+  team.ParallelFor(rows * width, kGrainElements, [&](int64_t begin, int64_t end, int) {
+    if (softcap > 0) return kernels.softcap(data + begin, end - begin, scale, softcap);
+    for (int64_t i = begin; i < end; ++i) data[i] *= scale;
   });
 }
 

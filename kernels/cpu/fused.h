@@ -1,6 +1,6 @@
-// The fused elementwise ops of a decoder on the CPU: residual + RMSNorm, rotary embedding + append to the KV pages, gated
-// activation. Called by CpuDevice; arguments as in device.h. Every output depends on its own row only, and an element's
-// arithmetic does not depend on where in a vector it falls.
+// The elementwise ops of a decoder on the CPU: residual + norm, rotary embedding + append to the KV pages, activations. Called by
+// CpuDevice; arguments as in device.h. Every output depends on its own row only, and an element's arithmetic does not depend on
+// where in a vector it falls.
 #pragma once
 
 #include <cstdint>
@@ -12,15 +12,28 @@
 
 namespace kvasir {
 
-// residual, delta (may be nullptr), out [rows, width]; weight [width].
-void CpuAddRmsNorm(const FusedKernels& kernels, ThreadTeam& team, float* residual, const float* delta, const float* weight,
-                   float eps, int rows, int64_t width, float* out);
+void CpuAddNorm(const FusedKernels& kernels, ThreadTeam& team, float* residual, const float* delta, float delta_scale,
+                const Norm& norm, int rows, int64_t width, float* out);
+void CpuAdd(const FusedKernels& kernels, ThreadTeam& team, float* residual, const float* delta, float scale, int rows,
+            int64_t width);
+void CpuAddGated(const FusedKernels& kernels, ThreadTeam& team, float* residual, const float* in, const float* gate, int rows,
+                 int64_t width);
+void CpuNormSlices(const FusedKernels& kernels, ThreadTeam& team, float* data, int rows, const Slices& slices, const Norm& norm);
+void CpuRotateSlices(const FusedKernels& kernels, ThreadTeam& team, float* data, int rows, const Slices& slices,
+                     std::span<const int32_t> positions, const RopeTable& rope);
+void CpuCopySlices(ThreadTeam& team, const float* in, const Slices& from, int rows, float* out, const Slices& to);
+void CpuAppendLatent(const FusedKernels& kernels, ThreadTeam& team, const float* latent, int layer,
+                     std::span<const SequenceSlice> slices, const PagedKv& kv);
 
 void CpuRopeAppend(const FusedKernels& kernels, ThreadTeam& team, const float* qkv, std::span<const int32_t> positions,
                    const RopeTable& rope, int num_q_heads, int layer, std::span<const SequenceSlice> slices, const PagedKv& kv,
                    float* q_out);
 
-// gate_up [rows, 2 * width], out [rows, width].
-void CpuGatedSilu(const FusedKernels& kernels, ThreadTeam& team, const float* gate_up, int rows, int width, float* out);
+void CpuActivate(const FusedKernels& kernels, ThreadTeam& team, Activation activation, bool gated, const float* in, int rows,
+                 int width, float* out);
+void CpuMultiplySigmoid(const FusedKernels& kernels, ThreadTeam& team, float* data, const float* gate, int64_t gate_stride,
+                        int rows, int64_t width);
+void CpuScaleRows(const FusedKernels& kernels, ThreadTeam& team, float* data, int rows, int64_t width, float scale,
+                  float softcap);
 
 }  // namespace kvasir

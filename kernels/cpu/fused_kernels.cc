@@ -6,33 +6,57 @@
 namespace kvasir::KVASIR_ISA {
 namespace {
 
-void AddRmsNorm(float* residual, const float* delta, const float* weight, float eps, int64_t width, float* out) {
-  // Four chains of lanes, joined in a fixed order: the sum depends on the width only.
-  Vec sums[4] = {Zero(), Zero(), Zero(), Zero()};
-  int64_t j = 0;
-  for (int chain = 0; j < width; j += kLanes, chain = (chain + 1) & 3) {
-    const int64_t left = width - j;
-    Vec x;
-    if (left >= kLanes) {
-      x = Load(residual + j);
-      if (delta != nullptr) {
-        x = x + Load(delta + j);
-        Store(residual + j, x);
-      }
-    } else {
-      x = LoadPart(residual + j, left);
-      if (delta != nullptr) {
-        x = x + LoadPart(delta + j, left);
-        StorePart(residual + j, x, left);
-      }
-    }
-    sums[chain] = Fma(x, x, sums[chain]);
+constexpr float kLog2E = 1.44269504088896340736f;
+
+Vec LoadUpTo(const float* p, int64_t left) {
+  return left >= kLanes ? Load(p) : LoadPart(p, left);
+}
+
+void StoreUpTo(float* p, Vec v, int64_t left) {
+  if (left >= kLanes) {
+    Store(p, v);
+  } else {
+    StorePart(p, v, left);
   }
-  const float mean = SumLanes((sums[0] + sums[1]) + (sums[2] + sums[3])) / float(width);
-  const Vec scale = Set(1.0f / __builtin_sqrtf(mean + eps));
-  for (j = 0; j + kLanes <= width; j += kLanes) Store(out + j, Load(residual + j) * scale * Load(weight + j));
-  if (j < width) {
-    StorePart(out + j, LoadPart(residual + j, width - j) * scale * LoadPart(weight + j, width - j), width - j);
+}
+
+// Four chains of lanes, joined in a fixed order: a sum depends on the width only.
+float Join(const Vec (&sums)[4]) {
+  return SumLanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
+template <bool kLayerNorm>
+void AddNorm(float* residual, const float* delta, float scale, const float* weight, const float* bias, float eps, int64_t width,
+             float* out) {
+  Vec sums[4] = {Zero(), Zero(), Zero(), Zero()};
+  for (int64_t j = 0, chain = 0; j < width; j += kLanes, chain = (chain + 1) & 3) {
+    Vec x = LoadUpTo(residual + j, width - j);
+    if (delta != nullptr) {
+      x = x + LoadUpTo(delta + j, width - j) * Set(scale);
+      StoreUpTo(residual + j, x, width - j);
+    }
+    sums[chain] = kLayerNorm ? sums[chain] + x : Fma(x, x, sums[chain]);
+  }
+  Vec mean = Zero();
+  float variance = Join(sums) / float(width);
+  if constexpr (kLayerNorm) {
+    mean = Set(variance);
+    for (Vec& sum : sums) sum = Zero();
+    for (int64_t j = 0, chain = 0; j < width; j += kLanes, chain = (chain + 1) & 3) {
+      Vec x = LoadUpTo(residual + j, width - j) - mean;
+      if (width - j < kLanes) x = LaneIndex() < int32_t(width - j) ? x : Zero();
+      sums[chain] = Fma(x, x, sums[chain]);
+    }
+    variance = Join(sums) / float(width);
+  }
+  const Vec factor = Set(1.0f / __builtin_sqrtf(variance + eps));
+  for (int64_t j = 0; j < width; j += kLanes) {
+    Vec x = LoadUpTo(residual + j, width - j);
+    if constexpr (kLayerNorm) x = x - mean;
+    x = x * factor;
+    if (weight != nullptr) x = x * LoadUpTo(weight + j, width - j);
+    if (bias != nullptr) x = x + LoadUpTo(bias + j, width - j);
+    StoreUpTo(out + j, x, width - j);
   }
 }
 
@@ -51,14 +75,69 @@ void Rotate(const float* in, int head_dim, const float* cos, const float* sin, i
   for (j = 2 * half; j < head_dim; ++j) out[j] = in[j];
 }
 
-Vec Silu(Vec gate, Vec up) {
-  return gate / (Set(1.0f) + Exp2(gate * Set(-1.44269504088896340736f))) * up;
+// x * sigmoid(slope * x)
+Vec Swish(Vec x, float slope) {
+  return x / (Set(1.0f) + Exp2(x * Set(-kLog2E * slope)));
 }
 
-void GatedSilu(const float* gate, const float* up, int64_t count, float* out) {
-  int64_t j = 0;
-  for (; j + kLanes <= count; j += kLanes) Store(out + j, Silu(Load(gate + j), Load(up + j)));
-  if (j < count) StorePart(out + j, Silu(LoadPart(gate + j, count - j), LoadPart(up + j, count - j)), count - j);
+Vec Tanh(Vec x) {
+  return Set(1.0f) - Set(2.0f) / (Set(1.0f) + Exp2(x * Set(2 * kLog2E)));
+}
+
+Vec Erf(Vec x) {  // element by element: only a few families use it
+  for (int i = 0; i < kLanes; ++i) x[i] = __builtin_erff(x[i]);
+  return x;
+}
+
+Vec Min(Vec a, Vec b) {
+  return a < b ? a : b;
+}
+
+// Orders as in Activation of device.h.
+template <int kActivation>
+Vec Act(Vec x) {
+  if constexpr (kActivation == 0) return Swish(x, 1.0f);
+  if constexpr (kActivation == 1) return Set(0.5f) * x * (Set(1.0f) + Erf(x * Set(0.70710678118654752440f)));
+  if constexpr (kActivation == 2) {
+    const Vec inner = Set(0.79788456080286535588f) * (x + Set(0.044715f) * x * x * x);
+    return Set(0.5f) * x * (Set(1.0f) + Tanh(inner));
+  }
+  if constexpr (kActivation == 3) return x > Zero() ? x : Zero();
+  if constexpr (kActivation == 4) return x > Zero() ? x * x : Zero();
+  return Swish(Min(x, Set(7.0f)), 1.702f);
+}
+
+template <int kActivation>
+void Activate(const float* in, const float* up, int64_t count, float* out) {
+  for (int64_t j = 0; j < count; j += kLanes) {
+    Vec y = Act<kActivation>(LoadUpTo(in + j, count - j));
+    if (up != nullptr) {
+      Vec u = LoadUpTo(up + j, count - j);
+      if constexpr (kActivation == 5) {
+        u = Min(u, Set(7.0f));
+        u = (u > Set(-7.0f) ? u : Set(-7.0f)) + Set(1.0f);
+      }
+      y = y * u;
+    }
+    StoreUpTo(out + j, y, count - j);
+  }
+}
+
+void SoftCap(float* data, int64_t count, float scale, float softcap) {
+  const Vec inner = Set(scale / softcap), outer = Set(softcap);
+  for (int64_t j = 0; j < count; j += kLanes) StoreUpTo(data + j, outer * Tanh(LoadUpTo(data + j, count - j) * inner), count - j);
+}
+
+void MultiplySigmoid(float* data, const float* gate, int64_t count) {
+  for (int64_t j = 0; j < count; j += kLanes) {
+    const Vec sigmoid = Set(1.0f) / (Set(1.0f) + Exp2(LoadUpTo(gate + j, count - j) * Set(-kLog2E)));
+    StoreUpTo(data + j, LoadUpTo(data + j, count - j) * sigmoid, count - j);
+  }
+}
+
+void AddScaled(float* residual, const float* in, float scale, int64_t count) {
+  for (int64_t j = 0; j < count; j += kLanes)
+    StoreUpTo(residual + j, LoadUpTo(residual + j, count - j) + LoadUpTo(in + j, count - j) * Set(scale), count - j);
 }
 
 void ToBF16(const float* in, int64_t count, uint16_t* out) {
@@ -106,6 +185,15 @@ void ToF16(const float* in, int64_t count, uint16_t* out) {
 }  // namespace
 
 extern const FusedKernels kFusedKernels;
-const FusedKernels kFusedKernels = {AddRmsNorm, Rotate, GatedSilu, ToF16, ToBF16};
+const FusedKernels kFusedKernels = {
+    {AddNorm<false>, AddNorm<true>},
+    Rotate,
+    {Activate<0>, Activate<1>, Activate<2>, Activate<3>, Activate<4>, Activate<5>},
+    SoftCap,
+    MultiplySigmoid,
+    AddScaled,
+    ToF16,
+    ToBF16,
+};
 
 }  // namespace kvasir::KVASIR_ISA

@@ -235,7 +235,7 @@ TEST_P(CpuDeviceOps, TiedEmbeddingAndHead) {
     const std::vector<int32_t> ids = {0, 1000, 17, 17, 500};
     float* x = Floats(*device, ids.size() * hidden);
     float* logits = Floats(*device, ids.size() * vocab);
-    device->Embed(embedding, ids, x);
+    device->Embed(embedding, ids, 1, x);
     for (size_t i = 0; i < ids.size(); ++i) {
       for (int64_t j = 0; j < hidden; ++j) {
         const float v = values[ids[i] * hidden + j];
@@ -266,7 +266,7 @@ TEST_P(CpuDeviceOps, GatherRows) {
     ASSERT_EQ(std::memcmp(&out[i * width], &in[ids[i] * width], width * sizeof(float)), 0);
   }
   device->GatherRows(in.data(), {}, width, out.data());  // nothing to do is fine
-  device->Embed({}, {}, nullptr);
+  device->Embed({}, {}, 1, nullptr);
 }
 
 TEST_P(CpuDeviceOps, LinearIsTheSameForAnyNumberOfThreads) {
@@ -300,10 +300,10 @@ TEST_P(CpuDeviceOps, TakeNoHeapMemoryOnceWarm) {
   float* z = Floats(*device, rows * width);
   const std::vector<int32_t> ids(rows, 3);
   const auto step = [&](int n) {
-    device->Embed(table, {ids.data(), size_t(n)}, x);
-    device->AddRmsNorm(x, nullptr, scale, 1e-5f, n, y);
+    device->Embed(table, {ids.data(), size_t(n)}, 1, x);
+    device->AddNorm(x, nullptr, 1, {.weight = &scale, .eps = 1e-5f}, n, width, y);
     for (const Weight& weight : weights) device->Linear(y, n, weight, &scale, z);
-    device->GatedSilu(z, n, width / 2, y);
+    device->Activate(Activation::kSilu, true, z, n, width / 2, y);
     device->GatherRows(x, {ids.data(), size_t(n)}, width, y);
   };
   step(rows);

@@ -36,7 +36,8 @@ TEST_P(FusedTest, NormOfAHandMadeRow) {
   float* residual = Upload({1, 3});
   float* delta = Upload({2, 1});
   float* out = Upload({0, 0});
-  device_->AddRmsNorm(residual, delta, Vector({2, 10}), 0, 1, out);
+  const Weight weight = Vector({2, 10});
+  device_->AddNorm(residual, delta, 1, {.weight = &weight, .eps = 0}, 1, 2, out);
   EXPECT_THAT(Download(residual, 2), ::testing::ElementsAre(3, 4));
   EXPECT_THAT(Download(out, 2),
               ::testing::ElementsAre(::testing::FloatEq(6 / std::sqrt(12.5f)), ::testing::FloatEq(40 / std::sqrt(12.5f))));
@@ -51,7 +52,8 @@ TEST_P(FusedTest, NormEqualsItsDefinition) {
         const auto weight = Randoms(rng, width, 2);
         float* r = Upload(residual);
         float* out = Upload(residual);
-        device_->AddRmsNorm(r, with_delta ? Upload(delta) : nullptr, Vector(weight), 1e-5f, rows, out);
+        const Weight vector = Vector(weight);
+        device_->AddNorm(r, with_delta ? Upload(delta) : nullptr, 1, {.weight = &vector, .eps = 1e-5f}, rows, width, out);
         const auto sum = Download(r, residual.size()), got = Download(out, residual.size());
         for (int i = 0; i < rows; ++i) {
           double square_sum = 0;
@@ -82,7 +84,7 @@ TEST_P(FusedTest, SiluIsAccurateAndTheSameAtEveryPlace) {
     std::vector<float> in(2 * size_t(width), 1.0f);
     for (int i = 0; i < n; ++i) in[shift + i] = values[i];
     float* out = Upload(std::vector<float>(width));
-    device_->GatedSilu(Upload(in), 1, width, out);
+    device_->Activate(Activation::kSilu, true, Upload(in), 1, width, out);
     const auto got = Download(out, width);
     for (int i = 0; i < n; ++i) {
       const double x = values[i], want = x / (1 + std::exp(-x));
@@ -103,7 +105,7 @@ TEST_P(FusedTest, SiluOfManyRows) {
     const int rows = 7;
     const auto in = Randoms(rng, size_t(rows) * 2 * width, 8);
     float* out = Upload(std::vector<float>(size_t(rows) * width));
-    device_->GatedSilu(Upload(in), rows, width, out);
+    device_->Activate(Activation::kSilu, true, Upload(in), rows, width, out);
     const auto got = Download(out, size_t(rows) * width);
     for (int i = 0; i < rows; ++i) {
       for (int j = 0; j < width; ++j) {
@@ -204,12 +206,13 @@ TEST_P(FusedTest, RowsDoNotDependOnTheirBatch) {
   const auto residual = Randoms(rng, size_t(rows) * width, 3), delta = Randoms(rng, size_t(rows) * width, 3);
   const Weight weight = Vector(Randoms(rng, width, 2));
   float* out = Upload(residual);
-  device_->AddRmsNorm(Upload(residual), Upload(delta), weight, 1e-6f, rows, out);
+  device_->AddNorm(Upload(residual), Upload(delta), 1, {.weight = &weight}, rows, width, out);
   const auto want = Download(out, residual.size());
   for (int i = 0; i < rows; ++i) {
     float* r = Upload({residual.begin() + i * width, residual.begin() + (i + 1) * width});
     float* one = Upload(std::vector<float>(width));
-    device_->AddRmsNorm(r, Upload({delta.begin() + i * width, delta.begin() + (i + 1) * width}), weight, 1e-6f, 1, one);
+    device_->AddNorm(r, Upload({delta.begin() + i * width, delta.begin() + (i + 1) * width}), 1, {.weight = &weight}, 1, width,
+                     one);
     const auto got = Download(one, width);
     for (int j = 0; j < width; ++j) ASSERT_EQ(got[j], want[size_t(i) * width + j]) << i << " " << j;
   }

@@ -81,7 +81,7 @@ TEST(ReferenceTest, EmbedGatherNormAndSilu) {
   const Weight embedding = device->PackEmbedding(Matrix(table, 3, 2), DType::kBF16).value();
   const int32_t ids[] = {2, 0, 2};
   float out[6];
-  device->Embed(embedding, ids, out);
+  device->Embed(embedding, ids, 1, out);
   EXPECT_THAT(out, ElementsAre(20, 21, 0, 1, 20, 21));
   float gathered[2];
   const int32_t row = 1;
@@ -91,11 +91,12 @@ TEST(ReferenceTest, EmbedGatherNormAndSilu) {
   const std::vector<float> ones = {1, 1};
   const HostMatrix part = Matrix(ones, 1, 2);
   float residual[] = {3, 4};
-  device->AddRmsNorm(residual, nullptr, device->PackVector({&part, 1}).value(), 0, 1, gathered);
+  const Weight weight = device->PackVector({&part, 1}).value();
+  device->AddNorm(residual, nullptr, 1, {.weight = &weight, .eps = 0}, 1, 2, gathered);
   EXPECT_THAT(gathered, ElementsAre(FloatEq(3 / std::sqrt(12.5f)), FloatEq(4 / std::sqrt(12.5f))));
 
   const float gate_up[] = {0, std::log(3.0f), 5, 2};  // silu(0) = 0; silu(ln 3) = 0.75 ln 3
-  device->GatedSilu(gate_up, 1, 2, gathered);
+  device->Activate(Activation::kSilu, true, gate_up, 1, 2, gathered);
   EXPECT_THAT(gathered, ElementsAre(0, FloatEq(1.5f * std::log(3.0f))));
 }
 

@@ -41,7 +41,7 @@ TEST(Config, ReadsAPlainLlama) {
   EXPECT_EQ(config->hidden_size, 8);
   EXPECT_EQ(config->head_dim, 4);
   EXPECT_EQ(config->num_kv_heads, 1);
-  EXPECT_EQ(config->rope_scaling.kind, RopeScaling::Kind::kNone);
+  EXPECT_EQ(config->ropes[0].scaling.kind, RopeScaling::Kind::kNone);
   EXPECT_EQ(config->dtype, DType::kF32);
   EXPECT_THAT(config->eos_token_ids, ElementsAre(2));
   EXPECT_EQ(config->bos_token_id, 1);
@@ -50,37 +50,38 @@ TEST(Config, ReadsAPlainLlama) {
 
 TEST(Config, MissingFieldsMeanWhatTheyMeanToTransformers) {
   EXPECT_EQ(Parse(R"("num_key_value_heads": null)")->num_kv_heads, 2);
-  EXPECT_EQ(Parse(R"("rope_theta": null)")->rope_theta, 10000.0);
-  EXPECT_FLOAT_EQ(Parse(R"("rms_norm_eps": null)")->rms_norm_eps, 1e-6f);
+  EXPECT_EQ(Parse(R"("rope_theta": null)")->ropes[0].theta, 10000.0);
+  EXPECT_FLOAT_EQ(Parse(R"("rms_norm_eps": null)")->norm_eps, 1e-6f);
   EXPECT_FALSE(Parse(R"("tie_word_embeddings": null)")->tie_word_embeddings);
   EXPECT_EQ(Parse(R"("architectures": null)")->architecture, "LlamaForCausalLM");
   EXPECT_EQ(Parse(R"("head_dim": 6)")->head_dim, 6);
-  EXPECT_EQ(Parse(R"("architectures": ["MistralForCausalLM"], "model_type": "mistral")")->sliding_window, 4096);
-  EXPECT_EQ(Parse(R"("architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": null)")->sliding_window,
-            0);
-  EXPECT_EQ(Parse(R"("architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 7)")->sliding_window, 7);
+  EXPECT_EQ(Parse(R"("architectures": ["MistralForCausalLM"], "model_type": "mistral")")->layers[1].window, 4096);
+  EXPECT_EQ(
+      Parse(R"("architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": null)")->layers[1].window, 0);
+  EXPECT_EQ(Parse(R"("architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 7)")->layers[1].window,
+            7);
 }
 
 TEST(Config, ReadsEverySpellingOfRopeScaling) {
   using Kind = RopeScaling::Kind;
   const auto linear = Parse(R"("rope_scaling": {"type": "linear", "factor": 2})");
   ASSERT_TRUE(linear.ok()) << linear.status();
-  EXPECT_EQ(linear->rope_scaling.kind, Kind::kLinear);
-  EXPECT_EQ(linear->rope_scaling.factor, 2.0);
+  EXPECT_EQ(linear->ropes[0].scaling.kind, Kind::kLinear);
+  EXPECT_EQ(linear->ropes[0].scaling.factor, 2.0);
   EXPECT_EQ(linear->max_context(), 64);
-  EXPECT_EQ(Parse(R"("rope_scaling": {"rope_type": "dynamic", "type": "dynamic", "factor": 2.5})")->rope_scaling.kind,
+  EXPECT_EQ(Parse(R"("rope_scaling": {"rope_type": "dynamic", "type": "dynamic", "factor": 2.5})")->ropes[0].scaling.kind,
             Kind::kDynamic);
   const auto llama3 =
       Parse(R"("rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                                 "original_max_position_embeddings": 16})");
   ASSERT_TRUE(llama3.ok()) << llama3.status();
-  EXPECT_EQ(llama3->rope_scaling.kind, Kind::kLlama3);
-  EXPECT_EQ(llama3->rope_scaling.original_max_position, 16);
+  EXPECT_EQ(llama3->ropes[0].scaling.kind, Kind::kLlama3);
+  EXPECT_EQ(llama3->ropes[0].scaling.original_max_position, 16);
   EXPECT_EQ(llama3->max_context(), 32);
   const auto v5 = Parse(R"("rope_parameters": {"rope_type": "default", "rope_theta": 123.5})");
   ASSERT_TRUE(v5.ok()) << v5.status();
-  EXPECT_EQ(v5->rope_theta, 123.5);
-  EXPECT_EQ(v5->rope_scaling.kind, Kind::kNone);
+  EXPECT_EQ(v5->ropes[0].theta, 123.5);
+  EXPECT_EQ(v5->ropes[0].scaling.kind, Kind::kNone);
   EXPECT_TRUE(Parse(R"("rope_scaling": null)").ok());
 }
 
@@ -101,14 +102,14 @@ TEST(Config, DTypes) {
 
 TEST(Config, RefusesByName) {
   const std::vector<std::pair<std::string, std::string>> cases = {
-      {R"("architectures": ["GPT2LMHeadModel"])",
-       "'GPT2LMHeadModel' is not supported; supported: LlamaForCausalLM, MistralForCausalLM"},
+      {R"("architectures": ["BertForMaskedLM"])",
+       "'BertForMaskedLM' is not supported; supported: LlamaForCausalLM, MistralForCausalLM"},
       {R"("architectures": [])", "architectures is a list of 0"},
       {R"("architectures": [7])", "architectures"},
       {R"("architectures": "LlamaForCausalLM")", "architectures"},
-      {R"("architectures": null, "model_type": "qwen2")", "model_type 'qwen2'"},
+      {R"("architectures": null, "model_type": "bert")", "model_type 'bert'"},
       {R"("model_type": "mistral")", "model_type is 'mistral'"},
-      {R"("hidden_act": "gelu")", "hidden_act 'gelu' is not supported; supported: silu"},
+      {R"("hidden_act": "mish")", "hidden_act 'mish' is not supported; supported: silu"},
       {R"("hidden_act": 3)", "hidden_act is 3"},
       {R"("hidden_size": null)", "hidden_size is missing"},
       {R"("hidden_size": 0)", "hidden_size is 0; wanted a whole number from 1 to 131072"},
@@ -139,9 +140,10 @@ TEST(Config, RefusesByName) {
       {R"("rope_theta": 1e400)", "config.json"},
       {R"("rope_scaling": 4)", "rope_scaling is 4"},
       {R"("rope_scaling": {"factor": 2})", "rope_scaling.rope_type is missing"},
-      {R"("rope_scaling": {"type": "yarn", "factor": 2})",
-       "rope_type 'yarn' is not supported; supported: default, linear, dynamic, llama3"},
-      {R"("rope_scaling": {"rope_type": "longrope"})", "'longrope'"},
+      {R"("rope_scaling": {"type": "xpos", "factor": 2})",
+       "rope_type 'xpos' is not supported; supported: default, linear, dynamic, llama3, yarn, longrope"},
+      {R"("rope_scaling": {"rope_type": "longrope"})", "short_factor is missing; wanted a list of 2 numbers"},
+      {R"("rope_scaling": {"rope_type": "longrope", "short_factor": [1, 2], "long_factor": [1]})", "long_factor is a list of 1"},
       {R"("rope_scaling": {"type": "linear"})", "rope_scaling.factor is missing"},
       {R"("rope_scaling": {"type": "linear", "factor": 0.5})", "rope_scaling.factor is 0.5"},
       {R"("rope_scaling": {"type": "linear", "rope_type": "dynamic", "factor": 2})",
@@ -163,12 +165,13 @@ TEST(Config, RefusesByName) {
        "attention_bias is true but MistralForCausalLM"},
       {R"("architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": -1)", "sliding_window is -1"},
       {R"("sliding_window": 128)", "sliding_window is set but LlamaForCausalLM has none"},
-      {R"("layer_types": ["full_attention", "sliding_attention"])", "layer_types holds \"sliding_attention\""},
+      {R"("layer_types": ["full_attention", "sliding_attention"])",
+       "layer_types says 'sliding_attention' for layer 1 but sliding_window is not set"},
       {R"("torch_dtype": "float64")", "torch_dtype 'float64' is not supported"},
       {R"("dtype": "int8")", "dtype 'int8'"},
       {R"("tie_word_embeddings": "yes")", "tie_word_embeddings"},
       {R"("is_encoder_decoder": true)", "is_encoder_decoder"},
-      {R"("num_local_experts": 8)", "mixtures of experts"},
+      {R"("num_local_experts": 8)", "no mixture of experts"},
       {R"("eos_token_id": "2")", "eos_token_id holds \"2\""},
       {R"("eos_token_id": [2, -1])", "eos_token_id holds -1"},
       {R"("eos_token_id": [2, 2.5])", "eos_token_id holds 2.5"},

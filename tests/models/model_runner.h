@@ -1,8 +1,10 @@
-// A minimal loop around Model for tests: one sequence with a dense table of blocks, in order, without scheduler or KV cache.
+// A minimal loop around Model for tests: one sequence with a dense table of blocks for each KV group, in order, without scheduler
+// or KV cache. Blocks that lie wholly before what a step may see are taken away, as the KV cache would.
 #pragma once
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <numeric>
 #include <vector>
 
@@ -15,27 +17,39 @@ class SequenceRunner {
  public:
   SequenceRunner(Model* model, Device* device, int max_tokens, std::optional<DType> kv_dtype = std::nullopt,
                  int block_tokens = 16)
-      : model_(model),
-        device_(device),
-        layout_(model->kv_groups(block_tokens, kv_dtype)[0].layout),
-        blocks_((max_tokens + block_tokens - 1) / block_tokens) {
-    // Blocks lie in reverse order, so that an index mistaken for a position shows.
-    std::iota(blocks_.rbegin(), blocks_.rend(), 0u);
-    auto memory = device->Allocate(blocks_.size() * layout_.block_bytes(), "test KV");
-    KVASIR_CHECK(memory.ok());
-    base_ = static_cast<std::byte*>(*memory);
+      : model_(model), device_(device), block_tokens_(block_tokens) {
+    for (const KvGroup& group : model->kv_groups(block_tokens, kv_dtype)) {
+      // Blocks lie in reverse order, so that an index mistaken for a position shows.
+      Group& mine = groups_.emplace_back(Group{group});
+      mine.blocks.resize((max_tokens + block_tokens - 1) / block_tokens);
+      std::iota(mine.blocks.rbegin(), mine.blocks.rend(), 0u);
+      auto memory = device->Allocate(mine.blocks.size() * group.layout.block_bytes(), "test KV");
+      KVASIR_CHECK(memory.ok());
+      mine.base = static_cast<std::byte*>(*memory);
+    }
   }
-  ~SequenceRunner() { device_->Free(base_); }
+  ~SequenceRunner() {
+    for (const Group& group : groups_) device_->Free(group.base);
+  }
 
   // Appends tokens in one step; afterwards logits of any of its rows can be had.
   Status Append(std::span<const int32_t> ids) {
     std::vector<int32_t> positions(ids.size());
     std::iota(positions.begin(), positions.end(), length_);
+    const int32_t first = length_;
     length_ += static_cast<int32_t>(ids.size());
-    const SequenceTable table = {blocks_.data(), length_, nullptr};
     const SequenceSlice slice = {0, static_cast<int32_t>(ids.size()), 0};
-    const PagedKv kv = {base_, layout_.block_bytes(), layout_, {&table, 1}};
-    KVASIR_RETURN_IF_ERROR(model_->Forward({ids, positions, {&slice, 1}, {&kv, 1}}));
+    std::vector<SequenceTable> tables(groups_.size());
+    std::vector<PagedKv> kv;
+    for (size_t g = 0; g < groups_.size(); ++g) {
+      Group& group = groups_[g];
+      const int window = group.group.window;
+      const int32_t oldest = window == 0 ? 0 : std::max(0, first + 1 - window);
+      for (int32_t block = 0; block < oldest / block_tokens_; ++block) group.blocks[block] = kNoBlock;
+      tables[g] = {group.blocks.data(), length_, nullptr};
+      kv.push_back({group.base, group.group.layout.block_bytes(), group.group.layout, {&tables[g], 1}});
+    }
+    KVASIR_RETURN_IF_ERROR(model_->Forward({ids, positions, {&slice, 1}, kv}));
     return device_->Synchronize();
   }
 
@@ -63,11 +77,15 @@ class SequenceRunner {
   }
 
  private:
+  struct Group {
+    KvGroup group;
+    std::vector<uint32_t> blocks;
+    std::byte* base = nullptr;
+  };
   Model* model_;
   Device* device_;
-  KvLayout layout_;
-  std::vector<uint32_t> blocks_;
-  std::byte* base_ = nullptr;
+  int block_tokens_;
+  std::vector<Group> groups_;
   int32_t length_ = 0;
 };
 

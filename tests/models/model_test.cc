@@ -45,6 +45,7 @@ std::string SharedModels() {
   return KVASIR_SOURCE_DIR "/../shared/models";
 }
 const std::string kTiny = KVASIR_SOURCE_DIR "/tests/data/tiny";
+const std::string kFamilies = KVASIR_SOURCE_DIR "/tests/data/families";
 
 size_t ArgMax(const std::vector<float>& logits) {
   return std::max_element(logits.begin(), logits.end()) - logits.begin();
@@ -155,57 +156,80 @@ void CheckTinyPrompt(Loaded& loaded, const json& prompt, const json& golden, dou
   if (check_greedy) ExpectGreedy(loaded, ids, golden["greedy_ids"], golden["greedy_margins"], 0, nullptr);
 }
 
+// Rotations that change with the length of the text (dynamic NTK, LongRoPE) have two meanings: the published one for texts up to
+// this length, and that of a server for longer ones, which uses one rotation for all ("fixed"). 0 = one meaning.
+int64_t ContextSwitch(const std::string& dir, const json& golden) {
+  return dir.ends_with("llama-rope-dynamic") ? 64 : golden.value("context_switch", int64_t{0});
+}
+
 // float32 arithmetic over 16-bit weights is what the goldens are of.
-void CheckTinyModel(const std::string& name, const std::string& device_name) {
-  SCOPED_TRACE(name);
-  const std::string dir = kTiny + "/" + name;
+void CheckCheckpoint(const std::string& dir, const std::string& device_name) {
+  SCOPED_TRACE(dir);
   const json golden = json::parse(Slurp(dir + "/golden.json"));
-  const bool dynamic = name == "llama-rope-dynamic";
+  const int64_t context_switch = ContextSwitch(dir, golden);
   Loaded loaded, longer;
-  ASSERT_NO_FATAL_FAILURE(LoadOrFail(dir, device_name, {.dtype = DType::kF32, .max_model_len = dynamic ? 0 : 256}, &loaded));
-  if (dynamic) ASSERT_NO_FATAL_FAILURE(LoadOrFail(dir, device_name, {.dtype = DType::kF32, .max_model_len = 256}, &longer));
+  ASSERT_NO_FATAL_FAILURE(LoadOrFail(dir, device_name, {.dtype = DType::kF32, .max_model_len = context_switch}, &loaded));
+  if (context_switch > 0)
+    ASSERT_NO_FATAL_FAILURE(LoadOrFail(dir, device_name, {.dtype = DType::kF32, .max_model_len = 256}, &longer));
   for (const json& prompt : golden["prompts"]) {
     SCOPED_TRACE(prompt["length"].get<int>());
-    if (!dynamic) {
+    if (context_switch == 0) {
       CheckTinyPrompt(loaded, prompt, prompt, 1e-3, true);
     } else {
-      // The published meaning holds up to the original context, the fixed one for a server of 4 x 64 tokens.
-      if (prompt["length"].get<int>() + 32 <= 64) CheckTinyPrompt(loaded, prompt, prompt, 1e-3, true);
+      if (prompt["length"].get<int>() + 32 <= context_switch) CheckTinyPrompt(loaded, prompt, prompt, 1e-3, true);
       CheckTinyPrompt(longer, prompt, prompt["fixed"], 1e-3, true);
     }
+    if (testing::Test::HasFatalFailure()) return;
   }
 }
 
-TEST_P(OnDevice, TinyCheckpointsMatchTransformers) {
-  int models = 0;
-  for (const auto& entry : stdfs::directory_iterator(kTiny)) {
-    if (!entry.is_directory()) continue;
-    CheckTinyModel(entry.path().filename(), GetParam());
-    ++models;
+std::vector<std::string> Checkpoints() {
+  std::vector<std::string> folders;
+  for (const std::string& place : {kTiny, kFamilies}) {
+    if (!stdfs::is_directory(place)) continue;
+    for (const auto& entry : stdfs::directory_iterator(place))
+      if (stdfs::exists(entry.path() / "golden.json")) folders.push_back(entry.path());
   }
-  EXPECT_GE(models, 9);
+  std::sort(folders.begin(), folders.end());
+  return folders;
+}
+
+TEST_P(OnDevice, SmallCheckpointsMatchTransformers) {
+  EXPECT_GE(Checkpoints().size(), 9u);
+  for (const std::string& dir : Checkpoints()) CheckCheckpoint(dir, GetParam());
 }
 
 // Both spellings of config.json are the same model.
 TEST(TinyCheckpoints, OldAndNewConfigSpellingsAgree) {
-  for (const auto& entry : stdfs::directory_iterator(kTiny)) {
-    if (!entry.is_directory()) continue;
-    SCOPED_TRACE(entry.path());
-    const auto a = ParseModelConfig(Slurp(entry.path() / "config.json"), "");
-    const auto b = ParseModelConfig(Slurp(entry.path() / "config.v4.json"), "");
+  for (const std::string& dir : Checkpoints()) {
+    if (!stdfs::exists(dir + "/config.v4.json")) continue;
+    SCOPED_TRACE(dir);
+    const auto a = ParseModelConfig(Slurp(dir + "/config.json"), "");
+    const auto b = ParseModelConfig(Slurp(dir + "/config.v4.json"), "");
     ASSERT_TRUE(a.ok()) << a.status();
     ASSERT_TRUE(b.ok()) << b.status();
-    EXPECT_EQ(a->rope_theta, b->rope_theta);
-    EXPECT_EQ(a->rope_scaling.kind, b->rope_scaling.kind);
-    EXPECT_EQ(a->rope_scaling.factor, b->rope_scaling.factor);
-    EXPECT_EQ(a->rope_scaling.low_freq_factor, b->rope_scaling.low_freq_factor);
-    EXPECT_EQ(a->rope_scaling.high_freq_factor, b->rope_scaling.high_freq_factor);
-    EXPECT_EQ(a->rope_scaling.original_max_position, b->rope_scaling.original_max_position);
+    ASSERT_EQ(a->ropes.size(), b->ropes.size());
+    for (size_t r = 0; r < a->ropes.size(); ++r) {
+      EXPECT_EQ(a->ropes[r].theta, b->ropes[r].theta);
+      EXPECT_EQ(a->ropes[r].rotary_dim, b->ropes[r].rotary_dim);
+      EXPECT_EQ(a->ropes[r].scaling.kind, b->ropes[r].scaling.kind);
+      EXPECT_EQ(a->ropes[r].scaling.factor, b->ropes[r].scaling.factor);
+      EXPECT_EQ(a->ropes[r].scaling.attention_factor, b->ropes[r].scaling.attention_factor);
+      EXPECT_EQ(a->ropes[r].scaling.low_freq_factor, b->ropes[r].scaling.low_freq_factor);
+      EXPECT_EQ(a->ropes[r].scaling.high_freq_factor, b->ropes[r].scaling.high_freq_factor);
+      EXPECT_EQ(a->ropes[r].scaling.original_max_position, b->ropes[r].scaling.original_max_position);
+    }
+    ASSERT_EQ(a->layers.size(), b->layers.size());
+    for (size_t l = 0; l < a->layers.size(); ++l) {
+      EXPECT_EQ(a->layers[l].window, b->layers[l].window);
+      EXPECT_EQ(a->layers[l].rope, b->layers[l].rope);
+      EXPECT_EQ(a->layers[l].experts, b->layers[l].experts);
+    }
     EXPECT_EQ(a->dtype, b->dtype);
     EXPECT_EQ(a->head_dim, b->head_dim);
-    EXPECT_EQ(a->sliding_window, b->sliding_window);
     EXPECT_EQ(a->tie_word_embeddings, b->tie_word_embeddings);
-    EXPECT_EQ(a->attention_bias, b->attention_bias);
+    EXPECT_EQ(a->attention_scale, b->attention_scale);
+    EXPECT_EQ(a->qkv_bias, b->qkv_bias);
     EXPECT_EQ(a->mlp_bias, b->mlp_bias);
     EXPECT_EQ(a->parameter_count(), b->parameter_count());
   }
@@ -213,15 +237,15 @@ TEST(TinyCheckpoints, OldAndNewConfigSpellingsAgree) {
 
 // "One answer": how a prompt is cut into steps, and with how many threads it is computed, changes no bit.
 TEST_P(OnDevice, ChunksAndThreadsChangeNoBit) {
-  for (const char* name : {"llama-f32", "llama-bf16", "llama-f16", "llama-bias", "mistral-window", "llama-rope-llama3"}) {
-    SCOPED_TRACE(name);
-    const std::string dir = kTiny + "/" + name;
+  for (const std::string& dir : Checkpoints()) {
+    SCOPED_TRACE(dir);
     const json golden = json::parse(Slurp(dir + "/golden.json"));
     const std::vector<int32_t> ids = golden["prompts"].back()["prompt_ids"];
     std::vector<std::vector<float>> whole;
     for (const int threads : {2, 1}) {
       Loaded loaded;
-      ASSERT_NO_FATAL_FAILURE(LoadOrFail(dir, GetParam(), {}, &loaded, threads));
+      ASSERT_NO_FATAL_FAILURE(
+          LoadOrFail(dir, GetParam(), {.max_model_len = ContextSwitch(dir, golden) > 0 ? 256 : 0}, &loaded, threads));
       for (const size_t chunk : {ids.size(), size_t{1}, size_t{7}, size_t{16}}) {
         SequenceRunner runner(loaded.model.get(), loaded.device.get(), static_cast<int>(ids.size()));
         const auto logits = runner.Run(ids, chunk);

@@ -1,0 +1,33 @@
+// Mixture of experts and head-wise linears on the CPU. Called by CpuDevice; arguments as in device.h. A row's result is a sum
+// over its own experts by rising id, each computed by the ordinary Linear path, so it does not depend on the other rows.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/cpu/fused_kernels.h"
+#include "kernels/cpu/gemm.h"
+#include "kernels/cpu/thread_team.h"
+#include "kernels/device.h"
+
+namespace kvasir {
+
+// Scratch that grows to what the largest call needs and then stays.
+struct ExpertScratch {
+  std::vector<int32_t> first;  // [experts + 1]: where each expert's rows begin in `rows`
+  std::vector<int32_t> rows;   // row ids, by expert
+  std::vector<float> weights;  // of those
+  std::vector<float> in, up, activated, out;
+};
+
+void CpuRoute(ThreadTeam& team, const float* logits, int rows, const MoeRouting& routing, int32_t* ids, float* weights);
+
+void CpuExperts(const GemmKernels& gemm, const FusedKernels& fused, ThreadTeam& team, GemmScratch& gemm_scratch,
+                ExpertScratch& scratch, const float* in, int rows, const MoeWeights& experts, Activation activation, int top_k,
+                const int32_t* ids, const float* weights, float* out);
+
+void CpuLinearHeads(const GemmKernels& gemm, ThreadTeam& team, GemmScratch& gemm_scratch, ExpertScratch& scratch, const float* in,
+                    int rows, std::span<const Weight> weights, const HeadLinear& at, float* out);
+
+}  // namespace kvasir

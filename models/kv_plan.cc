@@ -1,0 +1,36 @@
+#include "models/kv_plan.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace kvasir {
+
+KvPlan PlanKv(const ModelConfig& config, int block_tokens, DType dtype) {
+  std::vector<int> windows;
+  for (const LayerSpec& layer : config.layers)
+    if (std::find(windows.begin(), windows.end(), layer.window) == windows.end()) windows.push_back(layer.window);
+  const auto kept = [](int window) { return window == 0 ? std::numeric_limits<int>::max() : window; };
+  std::sort(windows.begin(), windows.end(), [&](int a, int b) { return kept(a) > kept(b); });
+
+  KvPlan plan;
+  const int value_dim = config.latent ? config.latent->kv_rank : 0;
+  for (const int window : windows)
+    plan.groups.push_back({.layout = {.dtype = dtype,
+                                      .block_tokens = block_tokens,
+                                      .num_kv_heads = config.num_kv_heads,
+                                      .head_dim = config.head_dim,
+                                      .value_dim = value_dim},
+                           .window = window});
+  for (size_t i = 0; i < config.layers.size(); ++i) {
+    const LayerSpec& layer = config.layers[i];
+    if (layer.kv_owner != static_cast<int>(i)) {
+      plan.layers.push_back(plan.layers[static_cast<size_t>(layer.kv_owner)]);
+      continue;
+    }
+    const int group = static_cast<int>(std::find(windows.begin(), windows.end(), layer.window) - windows.begin());
+    plan.layers.push_back({.group = group, .layer = plan.groups[static_cast<size_t>(group)].layout.num_layers++});
+  }
+  return plan;
+}
+
+}  // namespace kvasir

@@ -1,0 +1,23 @@
+// Where each layer's KV lies: layers that keep KV equally long form a group, and a layer that shares another's KV has none. Used
+// by Decoder, and by whoever wants a model's KV size from its config alone.
+#pragma once
+
+#include <vector>
+
+#include "kernels/kv_page.h"
+#include "models/config.h"
+
+namespace kvasir {
+
+struct KvPlan {
+  struct Place {
+    int group = 0;  // index into groups
+    int layer = 0;  // among the layers of the group
+  };
+  std::vector<KvGroup> groups;  // longest kept first: no window, then from wide to narrow
+  std::vector<Place> layers;    // [num_layers]
+};
+
+KvPlan PlanKv(const ModelConfig& config, int block_tokens, DType dtype);
+
+}  // namespace kvasir
