@@ -204,9 +204,9 @@ void AddGenerateOptions(CLI::App& app, GenerateOptions& o) {
       ->transform(Size())
       ->capture_default_str()
       ->group("Request");
-  app.add_option("--temperature", o.temperature, "0 = greedy")->capture_default_str()->group("Request");
-  app.add_option("--top-p", o.top_p, "Nucleus")->capture_default_str()->group("Request");
-  app.add_option("--top-k", o.top_k, "0 = off")->capture_default_str()->group("Request");
+  app.add_option("--temperature", o.temperature, "0 = greedy, the default unless a generation config is named")->group("Request");
+  app.add_option("--top-p", o.top_p, "Nucleus")->group("Request");
+  app.add_option("--top-k", o.top_k, "0 = off")->group("Request");
   app.add_option("--request-seed", o.request_seed, "Seed of the draw")->capture_default_str()->group("Request");
   app.add_option("--logprobs", o.logprobs, "Alternatives per token in --json")->group("Request");
   app.add_flag("--ignore-eos", o.ignore_eos, "Go on after end tokens")->group("Request");

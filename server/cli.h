@@ -70,9 +70,8 @@ struct GenerateOptions {
   std::string token_ids;    // "1,2,3": instead of a prompt
   std::string prompt_file;  // - = standard input
   int64_t max_tokens = 128;
-  double temperature = 0.0;
-  double top_p = 1.0;
-  int64_t top_k = 0;
+  std::optional<double> temperature, top_p;  // unset: of a generation config that is named by flag, else greedy
+  std::optional<int64_t> top_k;
   uint64_t request_seed = 0;
   bool ignore_eos = false;
   bool json = false;  // one JSON line: prompt ids, token ids, logprobs, text

@@ -87,14 +87,21 @@ StatusOr<std::vector<int32_t>> PromptIds(const GenerateOptions& options, const R
   return runtime.tokenizer->Encode(prompt, /*add_special_tokens=*/false);
 }
 
-RequestDraft MakeDraft(const GenerateOptions& options, std::vector<int32_t> prompt) {
+// Greedy unless told otherwise: by the sampling flags, or by naming a generation config.
+RequestDraft MakeDraft(const GenerateOptions& options, const Runtime& runtime, std::vector<int32_t> prompt) {
+  const EngineOptions& engine = options.engine;
+  const bool named = engine.generation_config != "auto" || !engine.override_generation_config.empty();
+  GenerationDefaults defaults;
+  if (named) defaults = runtime.generation_defaults;
   RequestDraft draft;
   draft.prompt = std::move(prompt);
-  draft.max_tokens = options.max_tokens;
+  draft.max_tokens = std::min<int64_t>(options.max_tokens, defaults.max_new_tokens.value_or(INT32_MAX));
   draft.ignore_eos = options.ignore_eos;
-  draft.sampling.temperature = float(options.temperature);
-  draft.sampling.top_p = float(options.top_p);
-  draft.sampling.top_k = int32_t(options.top_k);
+  draft.sampling.temperature = float(options.temperature.value_or(defaults.temperature.value_or(0.0f)));
+  draft.sampling.top_p = float(options.top_p.value_or(defaults.top_p.value_or(1.0f)));
+  draft.sampling.top_k = int32_t(options.top_k.value_or(defaults.top_k.value_or(0)));
+  draft.sampling.min_p = defaults.min_p.value_or(0.0f);
+  draft.sampling.repetition_penalty = defaults.repetition_penalty.value_or(1.0f);
   draft.sampling.seed = options.request_seed;
   draft.sampling.num_logprobs = int32_t(options.logprobs);
   return draft;
@@ -168,7 +175,7 @@ Status RunGenerate(const GenerateOptions& options) {
                           Runtime::Create(engine, std::max<int64_t>(options.logprobs, 20), ShowLoadProgress));
   KVASIR_ASSIGN_OR_RETURN(std::vector<int32_t> prompt, PromptIds(options, *runtime));
   KVASIR_ASSIGN_OR_RETURN(ValidatedRequest request,
-                          ValidatedRequest::Make(MakeDraft(options, prompt), runtime->engine->config().limits));
+                          ValidatedRequest::Make(MakeDraft(options, *runtime, prompt), runtime->engine->config().limits));
   runtime->engine->Start();
   const auto sink = std::make_shared<WaitingSink>();
   KVASIR_RETURN_IF_ERROR(runtime->engine->Submit(std::move(request), sink).status());

@@ -1,7 +1,6 @@
 #include "server/hub_http.h"
 
 #include <algorithm>
-#include <boost/asio/connect.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/ssl.hpp>
@@ -130,17 +129,39 @@ class HttpFetcher::Wire {
     if (resolving.error == asio::error::host_not_found)
       return NotFound("{}: has no address; check the name and that this machine is online", host);
     if (resolving.error) return Unavailable("{}: cannot be looked up: {}", host, resolving.error.message());
-    Pending connecting;
-    asio::async_connect(connection_->socket, addresses, [&](error_code error, const tcp::endpoint&) {
-      connecting = {true, error};
-    });
-    KVASIR_RETURN_IF_ERROR(Finish(connecting, deadline, "connecting to " + doing));
-    if (connecting.error) return Unavailable("{}: cannot connect: {}", doing, connecting.error.message());
+    KVASIR_RETURN_IF_ERROR(ConnectToAny(addresses, deadline, doing));
     error_code ignored;
     connection_->socket.set_option(tcp::no_delay(true), ignored);
     if (!url.tls) return OkStatus();
     if (!proxy.host.empty()) KVASIR_RETURN_IF_ERROR(Tunnel(url, proxy));
     return Handshake(url);
+  }
+
+  // Tries the addresses in turn, each for a part of the time: where one family leads nowhere (IPv6 without a route that says so),
+  // the other still gets its chance, so they alternate.
+  Status ConnectToAny(const tcp::resolver::results_type& addresses, Time::time_point deadline, const std::string& doing) {
+    std::vector<tcp::endpoint> first, second, all;
+    for (const auto& address : addresses) {
+      const bool like_first = first.empty() || address.endpoint().protocol() == first[0].protocol();
+      (like_first ? first : second).push_back(address.endpoint());
+    }
+    for (size_t i = 0; i < std::max(first.size(), second.size()); ++i) {
+      if (i < first.size()) all.push_back(first[i]);
+      if (i < second.size()) all.push_back(second[i]);
+    }
+    Status problem = NotFound("{}: has no address", doing);
+    for (const tcp::endpoint& endpoint : all) {
+      Pending connecting;
+      connection_->socket.async_connect(endpoint, [&](error_code error) { connecting = {true, error}; });
+      const auto share = options_.connect_timeout / std::min<int64_t>(int64_t(all.size()), 4);
+      const Status finished = Finish(connecting, std::min(deadline, Time::now() + share), "connecting to " + doing);
+      if (finished.code() == StatusCode::kCancelled) return finished;
+      if (finished.ok() && !connecting.error) return OkStatus();
+      problem = finished.ok() ? Unavailable("{}: cannot connect: {}", doing, connecting.error.message()) : finished;
+      error_code ignored;
+      connection_->socket.close(ignored);
+    }
+    return problem;
   }
 
   Status Tunnel(const HubUrl& url, const Proxy& proxy) {

@@ -145,6 +145,21 @@ def test_end_of_the_tokenizer(tmp_path, greedy):
         assert sorted(info.eos_token_ids) == sorted({2, end})
 
 
+def test_generate_is_greedy_unless_told(greedy):
+    def ids(*flags):
+        result = subprocess.run([BIN, "generate", "--model", str(DEMO), "-p", PROMPT, "--json", "--ignore-eos", "--max-tokens", "12", *flags],
+                                capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        return tuple(json.loads(result.stdout)["token_ids"])
+
+    assert ids() == greedy  # though the demo's own file says temperature 0.5
+    hot = ("--override-generation-config", '{"temperature": 1.5, "max_new_tokens": 9}')
+    drawn = {ids(*hot, "--request-seed", str(seed)) for seed in range(1, 5)}
+    assert len(drawn) > 1 and {len(d) for d in drawn} == {9}
+    assert ids(*hot, "--temperature", "0") == greedy[:9]
+    assert ids(*hot, "--top-k", "1") == greedy[:9]
+
+
 @pytest.mark.parametrize("flags, words", [
     (["--generation-config", "/no/such"], ["--generation-config /no/such", "auto, vllm, or a folder"]),
     (["--override-generation-config", "{"], ["--override-generation-config", "not valid JSON"]),
