@@ -61,7 +61,7 @@ void ParseLongRope(Fields& rope, RopeScaling* scaling, const ModelConfig& config
   scaling->attention_factor = rope.OptionalReal("attention_factor", 1e-6, 1e6).value_or(derived);
 }
 
-RopeScaling ParseScaling(Fields& rope, const std::string& name, const RopeContext& context, int rotary_dim) {
+RopeScaling ParseScaling(Fields& rope, const std::string& name, const RopeContext& context, double theta, int rotary_dim) {
   RopeScaling scaling;
   const ModelConfig& config = context.config;
   if (name == "default") return scaling;
@@ -87,6 +87,7 @@ RopeScaling ParseScaling(Fields& rope, const std::string& name, const RopeContex
     if (!original && context.original == 0) rope.Int("original_max_position_embeddings", 1, kMaxPositions);
   } else if (name == "yarn") {
     scaling.kind = Kind::kYarn;
+    if (theta <= 1) rope.Fail(InvalidArgument("{}type 'yarn' needs rope_theta above 1, not {}", context.where, theta));
     ParseYarn(rope, &scaling, config);
   } else if (name == "longrope" || name == "su") {
     scaling.kind = Kind::kLongRope;
@@ -119,7 +120,7 @@ Rope ParseOne(const json& object, bool named_here, const RopeContext& context, S
         InvalidArgument("rotary embedding turns {} of {} dimensions of a head (partial_rotary_factor {}); wanted an even number",
                         result.rotary_dim, head_dim, partial));
   result.rotary_dim = std::max(2, result.rotary_dim / 2 * 2);
-  result.scaling = ParseScaling(rope, name.empty() ? "default" : name, context, result.rotary_dim);
+  result.scaling = ParseScaling(rope, name.empty() ? "default" : name, context, result.theta, result.rotary_dim);
   return result;
 }
 

@@ -7,6 +7,7 @@
 
 #include "models/config.h"
 #include "models/families.h"
+#include "models/kv_plan.h"
 #include "models/rope.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
@@ -28,12 +29,24 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   check(kvasir::FindFamily(config->architecture) != nullptr);
   check(config->hidden_size > 0 && config->intermediate_size > 0 && config->num_layers > 0 && config->vocab_size > 0);
   check(config->num_kv_heads > 0 && config->num_q_heads % config->num_kv_heads == 0);
-  check(config->head_dim > 0 && config->head_dim % 2 == 0);
+  check(config->head_dim > 0 && (config->head_dim % 2 == 0 || config->ropes.empty() || config->latent));
   check(config->parameter_count() > 0);
-  check(config->sliding_window >= 0 && config->rms_norm_eps > 0);
+  check(config->norm_eps > 0 && std::isfinite(config->attention_scale) && config->attention_scale > 0);
+  check(std::isfinite(config->embed_scale) && std::isfinite(config->logit_scale));
+  check(config->layers.size() == size_t(config->num_layers));
+  for (const kvasir::LayerSpec& layer : config->layers) {
+    check(layer.window >= 0 && layer.rope < int(config->ropes.size()));
+    check(layer.kv_owner >= 0 && layer.kv_owner < config->num_layers && (!layer.experts || config->moe));
+  }
+  const kvasir::KvPlan plan = kvasir::PlanKv(*config, 16, config->dtype);
+  check(!plan.groups.empty() && plan.layers.size() == config->layers.size());
+  for (const kvasir::KvGroup& group : plan.groups) check(group.layout.num_layers > 0 && group.layout.block_bytes() > 0);
   check(config->max_context() >= config->max_position_embeddings || config->max_context() == 1 << 24);
   for (const int32_t id : config->eos_token_ids) check(id >= 0 && id < config->vocab_size);
-  for (const int64_t length : {int64_t{1}, config->max_context()})
-    for (const double f : kvasir::RopeFrequencies(*config, length)) check(std::isfinite(f) && f >= 0);
+  for (const kvasir::Rope& rope : config->ropes) {
+    check(rope.rotary_dim > 0 && rope.rotary_dim % 2 == 0 && std::isfinite(rope.scaling.attention_factor));
+    for (const int64_t length : {int64_t{1}, config->max_context()})
+      for (const double f : kvasir::RopeFrequencies(rope, length)) check(std::isfinite(f) && f >= 0);
+  }
   return 0;
 }
