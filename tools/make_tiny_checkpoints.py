@@ -61,7 +61,7 @@ TINY = {
                             num_attention_heads=4, num_key_value_heads=2, head_dim=16, tie_word_embeddings=False, sliding_window=24),
 }
 CHECKPOINTS = TINY | FAMILIES
-GAINS = {"q_proj": 1.6, "k_proj": 1.6, "qkv_proj": 1.5, "lm_head": 2.5}
+GAINS = {"gate": 3.0, "router": 3.0, "q_proj": 1.6, "k_proj": 1.6, "qkv_proj": 1.5, "lm_head": 2.5}
 
 
 def make_config(checkpoint):
@@ -106,7 +106,7 @@ def fill(model, checkpoint, hidden_size, tied, seed):
 
 def make_model(checkpoint, seed):
     config = make_config(checkpoint)
-    config._attn_implementation = "eager"
+    config._attn_implementation = config._experts_implementation = "eager"
     torch.manual_seed(seed)
     build = getattr(tiny_references, "build_" + checkpoint.reference, transformers.AutoModelForCausalLM.from_config)
     model = build(config)

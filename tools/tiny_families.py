@@ -133,6 +133,89 @@ FAMILIES = {
         v4=dict(cache_implementation="hybrid", order_of_interleaved_layers="local_attn_first", position_embedding_type="rope_gptj",
                 rotary_pct=1.0, sliding_window_pattern=3, use_embedding_sharing=True, use_gated_activation=True, use_parallel_block=True,
                 use_parallel_embedding=False, use_qk_norm=False, layer_types=..., tie_word_embeddings=...)),
+    "falcon3": Checkpoint("LlamaConfig", dict(
+        vocab_size=95, hidden_size=42, intermediate_size=47, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=1, head_dim=18,
+        rms_norm_eps=1e-6, tie_word_embeddings=False, rope_parameters=rope(1000042)),
+        ["Llama with head_dim not hidden/heads and a large base"], v4=dict(activation="swiglu")),
+    "smollm2": Checkpoint("LlamaConfig", dict(
+        vocab_size=94, hidden_size=45, intermediate_size=55, num_hidden_layers=3, num_attention_heads=3, num_key_value_heads=1, head_dim=14,
+        rms_norm_eps=1e-5, tie_word_embeddings=True, rope_parameters=rope(100000)),
+        ["Llama, tied output"], gains={"embed_tokens": 0.2},
+        v4=dict(is_llama_config=True, rope_interleaved=False, **{"transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16", "fp16": "float16"}}})),
+    "llama-yarn": Checkpoint("LlamaConfig", dict(
+        vocab_size=96, hidden_size=40, intermediate_size=43, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=20,
+        rms_norm_eps=1e-6, tie_word_embeddings=False,
+        rope_parameters=rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=64)),
+        ["yarn with default betas and attention factor"], dtype="float32"),
+    "phi4-mini": Checkpoint("Phi3Config", dict(
+        vocab_size=103, hidden_size=48, intermediate_size=45, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=1,
+        tie_word_embeddings=True, max_position_embeddings=256, original_max_position_embeddings=64, sliding_window=262144,
+        rope_parameters=rope(rope_type="longrope", partial_rotary_factor=0.75, short_factor=[1.0, 1.0, 1.1, 1.2, 1.4, 1.7],
+                             long_factor=[1.0, 1.2, 2.0, 3.5, 5.0, 7.0])),
+        ["fused projections", "partial rotary 0.75", "longrope", "tied output"], context_switch=64, gains={"embed_tokens": 0.2},
+        v4=dict(attention_bias=False, full_attn_mod=1, interpolate_factor=1, lm_head_bias=False, mlp_bias=False)),
+    "gpt2": Checkpoint("GPT2Config", dict(
+        vocab_size=101, n_embd=42, n_layer=2, n_head=3),
+        ["learned positions", "Conv1D weights ([in, out])", "LayerNorm with bias", "gelu_new", "names without prefix and with mask buffers"],
+        form="publish_gpt2", gains={"wte": 0.2, "wpe": 0.2, "c_attn.weight": 0.25, "c_proj.weight": 0.3},
+        v4=dict(n_ctx=256, n_inner=..., tie_word_embeddings=..., add_cross_attention=...,
+                task_specific_params={"text-generation": {"do_sample": True, "max_length": 50}})),
+    "gpt2-scaled": Checkpoint("GPT2Config", dict(
+        vocab_size=99, n_embd=40, n_layer=3, n_head=4, n_inner=71, activation_function="gelu", scale_attn_by_inverse_layer_idx=True,
+        tie_word_embeddings=False, layer_norm_epsilon=1e-4),
+        ["names with the transformer. prefix", "n_inner", "exact gelu", "attention scale divided by the layer's number", "untied output"],
+        dtype="float32", gains={"wpe": 0.5, "c_attn.weight": 0.25}, v4=dict(n_ctx=256)),
+    "gpt-neox": Checkpoint("GPTNeoXConfig", dict(
+        vocab_size=102, hidden_size=48, intermediate_size=95, num_hidden_layers=2, num_attention_heads=3, tie_word_embeddings=False,
+        rope_parameters=rope(partial_rotary_factor=0.25)),
+        ["parallel residual with two LayerNorms", "partial rotary 0.25", "query_key_value by head", "exact gelu"],
+        gains={"query_key_value.weight": 0.24}, v4=dict(
+            rotary_pct=0.25, rotary_emb_base=10000, rope_theta=..., rope_scaling=..., partial_rotary_factor=..., attention_bias=...,
+            use_parallel_residual=...)),
+    "gpt-neox-sequential": Checkpoint("GPTNeoXConfig", dict(
+        vocab_size=97, hidden_size=42, intermediate_size=83, num_hidden_layers=2, num_attention_heads=3, tie_word_embeddings=False,
+        use_parallel_residual=False, rope_parameters=rope(5000.0, partial_rotary_factor=1.0), hidden_act="gelu_fast"),
+        ["sequential residual", "whole-width rotary", "gelu_fast"], dtype="float32", gains={"query_key_value.weight": 0.24},
+        v4=dict(rotary_pct=1.0, rotary_emb_base=5000, rope_theta=..., rope_scaling=..., attention_bias=...)),
+    "mixtral": Checkpoint("MixtralConfig", dict(
+        vocab_size=98, hidden_size=40, intermediate_size=29, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=12,
+        num_local_experts=4, num_experts_per_tok=2, rms_norm_eps=1e-5, tie_word_embeddings=False, rope_parameters=rope(1e6)),
+        ["4 experts, 2 per token, weights normed over the chosen"], v4=dict(rope_scaling=...)),
+    "qwen2-moe": Checkpoint("Qwen2MoeConfig", dict(
+        vocab_size=104, hidden_size=42, intermediate_size=57, moe_intermediate_size=23, shared_expert_intermediate_size=37,
+        num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=3, num_experts=5, num_experts_per_tok=2, norm_topk_prob=False,
+        tie_word_embeddings=False, rope_parameters=rope(1e6)),
+        ["softmax routing, weights not normed", "shared expert with a sigmoid gate", "q/k/v bias"],
+        v4=dict(max_window_layers=28, sliding_window=32768, rope_scaling=..., layer_types=..., mlp_only_layers=..., qkv_bias=...)),
+    "qwen2-moe-sparse-step": Checkpoint("Qwen2MoeConfig", dict(
+        vocab_size=105, hidden_size=40, intermediate_size=39, moe_intermediate_size=21, shared_expert_intermediate_size=33,
+        num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, num_experts=6, num_experts_per_tok=3, norm_topk_prob=True,
+        decoder_sparse_step=2, mlp_only_layers=[3], tie_word_embeddings=False, rope_parameters=rope()),
+        ["dense and MoE layers by decoder_sparse_step and mlp_only_layers", "weights normed over the chosen", "shared expert"],
+        v4=dict(rope_scaling=..., layer_types=..., qkv_bias=...)),
+    "qwen3-moe": Checkpoint("Qwen3MoeConfig", dict(
+        vocab_size=106, hidden_size=42, intermediate_size=51, moe_intermediate_size=19, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=12, num_experts=7, num_experts_per_tok=3, norm_topk_prob=True, decoder_sparse_step=1,
+        mlp_only_layers=[1], tie_word_embeddings=False, rope_parameters=rope(1e6)),
+        ["q/k norm per head", "7 experts, 3 per token, normed", "a dense layer by mlp_only_layers", "no shared expert"],
+        v4=dict(max_window_layers=3, sliding_window=None)),
+    "gpt-oss": Checkpoint("GptOssConfig", dict(
+        vocab_size=107, hidden_size=42, intermediate_size=27, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=12,
+        num_local_experts=5, num_experts_per_tok=2, sliding_window=20, swiglu_limit=1.5, max_position_embeddings=512,
+        rope_parameters=rope(5000.0, rope_type="yarn", factor=8.0, beta_fast=8.0, beta_slow=1.0, truncate=False,
+                             original_max_position_embeddings=64)),
+        ["attention sinks", "bias on q, k, v, o", "sliding and full layers alternate", "yarn without truncation", "softmax over the chosen",
+         "clamped interleaved SwiGLU with limit 1.5", "bf16 experts ([expert, in, out])"],
+        gains={"sinks": 1.0, "experts.gate_up_proj": 0.25, "experts.down_proj": 0.25},
+        v4=dict(initial_context_length=64, experts_per_token=2)),
+    "gpt-oss-mxfp4": Checkpoint("GptOssConfig", dict(
+        vocab_size=100, hidden_size=64, intermediate_size=32, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=1, head_dim=14,
+        num_local_experts=4, num_experts_per_tok=2, sliding_window=24, swiglu_limit=2.0, max_position_embeddings=512,
+        rope_parameters=rope(150000.0, rope_type="yarn", factor=32.0, beta_fast=32.0, beta_slow=1.0, truncate=False,
+                             original_max_position_embeddings=16)),
+        ["experts as published: MXFP4 blocks and scales", "attention sinks", "goldens over the exactly dequantised values"],
+        gains={"sinks": 1.0, "experts.gate_up_proj": 0.2, "experts.down_proj": 0.25}, reference="mxfp4", form="publish_mxfp4",
+        v4=dict(initial_context_length=16, experts_per_token=2)),
 }
 
 
@@ -156,7 +239,7 @@ def legacy_config(config, v4):
         if "original_max_position_embeddings" in config:
             scaling.pop("original_max_position_embeddings", None)
         config["rope_scaling"] = None if kind == "default" else {kind_key: kind, **scaling}
-    config["torch_dtype"] = config.pop("dtype")
+    config["torch_dtype"] = config.pop("dtype", "bfloat16")
     config["transformers_version"] = "4.46.0"
     for key, value in v4.items():
         if value is ...:

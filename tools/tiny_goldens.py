@@ -23,7 +23,8 @@ def load(folder, checkpoint, dtype=torch.float32):
     """The model of the files in `folder`; refuses a file whose tensors are not exactly those the model has."""
     if checkpoint.reference:
         return getattr(tiny_references, checkpoint.reference)(folder, dtype).eval()
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager", output_loading_info=True)
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager",
+                                                                       experts_implementation="eager", output_loading_info=True)
     wrong = {kind: keys for kind, keys in info.items() if keys}
     if wrong:
         raise SystemExit(f"{folder}: {wrong}")
