@@ -233,10 +233,10 @@ void Scores(const Bytes* k, int64_t k_row, const unsigned char* q, int padded, f
 
 // Scores are kept times log2(e), and so is the cap.
 void SoftCap(float* scores, int vecs, float softcap) {
-  const Vec cap = Set(softcap * kLog2E), inner = Set(2 / softcap);  // tanh(s / cap) by 2^(2 s log2(e) / cap), s times log2(e)
+  const Vec cap = Set(softcap * kLog2E), inner = Set(1 / (softcap * kLog2E));
   for (int v = 0; v < vecs; ++v) {
     const Vec s = Load(scores + v * kLanes);
-    Store(scores + v * kLanes, cap * (Set(1.0f) - Set(2.0f) / (Set(1.0f) + Exp2(s * inner))));
+    Store(scores + v * kLanes, cap * Tanh(s * inner));
   }
 }
 

@@ -172,6 +172,24 @@ inline Vec Exp2OfNegative(Vec x) {
   return x < Set(-126.0f) ? Zero() : y;
 }
 
+inline Vec Abs(Vec x) {
+  return (Vec)((UVec)x & 0x7fffffffu);
+}
+
+// Within 2e-7 of the value: near zero a polynomial (1 - 2 / (1 + e^2x) would cancel), NaN stays NaN.
+inline Vec Tanh(Vec x) {
+  const Vec a = Abs(x), square = x * x;
+  Vec y = Set(-0x1.8cc2a6p-8f);
+  y = Fma(y, square, Set(0x1.57a13cp-6f));
+  y = Fma(y, square, Set(-0x1.b91e24p-5f));
+  y = Fma(y, square, Set(0x1.110e0ep-3f));
+  y = Fma(y, square, Set(-0x1.555552p-2f));
+  const Vec near = Fma(y * square, x, x);
+  const Vec far = Set(1.0f) - Set(2.0f) / (Set(1.0f) + Exp2(a * Set(2.88539008177792681472f)));
+  const Vec signed_far = (Vec)((UVec)far | ((UVec)x & 0x80000000u));
+  return a < Set(0.625f) ? near : signed_far;
+}
+
 // kLanes pairs of bfloat16: the first and the second of each pair.
 inline UVec LoadPairs(const uint16_t* p) {
   UVec v;
