@@ -5,7 +5,7 @@
 namespace kvasir::testing {
 namespace {
 
-using Outputs = std::vector<std::vector<float>>;  // [sequence][tokens * q_heads * head_dim]
+using Outputs = std::vector<std::vector<float>>;  // [sequence][tokens * q_heads * out_dim]
 
 // With vdpbf16ps, q and the weights are rounded to bfloat16 too; all else keeps float accuracy.
 double Tolerance(const std::string& device, DType dtype) {
@@ -41,7 +41,7 @@ Outputs FeedAll(KvFixture& fixture, int sequences, int chunk, bool together) {
 }
 
 void ExpectOracle(const KvFixture& fixture, const KvShape& shape, const Outputs& out, int every, double tolerance) {
-  const int width = shape.q_heads() * shape.head_dim;
+  const int width = shape.q_heads() * shape.out_dim();
   for (size_t s = 0; s < out.size(); ++s) {
     const int tokens = int(out[s].size()) / width;
     ASSERT_EQ(tokens, fixture.Length(int(s)));
@@ -74,7 +74,7 @@ TEST_P(AttentionTest, EqualsDenseAttentionOverRandomShapes) {
   const auto device = MakeDevice(GetParam());
   constexpr int kBlocks[] = {1, 3, 8, 16, 32, 64}, kGroups[] = {1, 2, 3, 4, 7, 8}, kDims[] = {1, 7, 8, 16, 48, 64, 80, 128};
   constexpr int kWindows[] = {0, 0, 1, 5, 16, 33, 100};
-  for (uint64_t seed = 1; seed <= 60; ++seed) {
+  for (uint64_t seed = 1; seed <= 90; ++seed) {
     SCOPED_TRACE(fmt::format("seed {}", seed));
     Rng rng(seed);
     KvShape shape;
@@ -85,6 +85,13 @@ TEST_P(AttentionTest, EqualsDenseAttentionOverRandomShapes) {
     shape.group = kGroups[rng.Below(std::size(kGroups))];
     shape.head_dim = kDims[rng.Below(std::size(kDims))];
     shape.window = kWindows[rng.Below(std::size(kWindows))];
+    if (rng.Chance(0.3)) {
+      shape.kv_heads = 1;
+      shape.value_dim = int(rng.Between(1, shape.head_dim));
+      if (rng.Chance(0.2)) shape.group = 40;
+    }
+    if (rng.Chance(0.3)) shape.softcap = 2;
+    shape.sinks = rng.Chance(0.3);
     std::vector<int> lengths;
     for (int s = int(rng.Between(1, 4)); s > 0; --s) lengths.push_back(int(rng.Between(1, 70)));
     const bool ragged = rng.Chance(0.4);
@@ -105,6 +112,18 @@ TEST_P(AttentionTest, EqualsDenseAttentionOverLongContexts) {
       ExpectOracle(fixture, shape, FeedAll(fixture, 1, 512, true), 211, Tolerance(GetParam().name, dtype));
       if (HasFatalFailure()) return;
     }
+  }
+}
+
+TEST_P(AttentionTest, WideHeadsAndLatentKeys) {
+  const auto device = MakeDevice(GetParam());
+  const KvShape shapes[] = {{DType::kBF16, 16, 1, 1, 70, 576, 0, 512},          {DType::kF32, 16, 1, 1, 3, 1024, 20},
+                            {DType::kF16, 32, 1, 1, 40, 80, 30, 64, 0, true},   {DType::kBF16, 7, 2, 1, 33, 48, 0, 33, 5, false},
+                            {DType::kF32, 64, 1, 1, 34, 192, 0, 128, 0, false}, {DType::kBF16, 16, 1, 2, 4, 64, 0, 0, 30, true}};
+  for (const KvShape& shape : shapes) {
+    KvFixture fixture(*device, shape, {90, 13}, false, 6);
+    ExpectOracle(fixture, shape, FeedAll(fixture, 2, 31, true), 23, Tolerance(GetParam().name, shape.dtype));
+    if (HasFatalFailure()) return;
   }
 }
 
@@ -159,6 +178,9 @@ TEST_P(OneAnswerTest, BitsDoNotDependOnBatchChunkOrThreads) {
       {{DType::kF16, 8, 1, 1, 8, 24, 37}, {140, 66}, false},
       {{DType::kF32, 1, 1, 1, 5, 7, 0}, {75, 80}, false},
       {{DType::kBF16, 64, 1, 1, 40, 16, 0}, {100, 13}, false},
+      {{DType::kBF16, 16, 1, 1, 70, 48, 0, 32}, {100, 13, 530}, false},
+      {{DType::kF32, 16, 1, 1, 36, 48, 70, 16, 20, true}, {100, 13}, true},
+      {{DType::kF16, 5, 1, 2, 3, 24, 0, 0, 4, true}, {60, 530}, false},
   };
   for (const Case& c : cases) {
     SCOPED_TRACE(c.shape.Describe());

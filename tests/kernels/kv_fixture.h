@@ -60,10 +60,14 @@ struct KvShape {
   int group = 2;  // query heads per KV head
   int head_dim = 16;
   int window = 0;
+  int value_dim = 0;  // > 0: latent KV, one KV head
+  float softcap = 0;
+  bool sinks = false;
   int q_heads() const { return kv_heads * group; }
+  int out_dim() const { return value_dim > 0 ? value_dim : head_dim; }
   std::string Describe() const {
-    return fmt::format("{} block {} layers {} kv_heads {} group {} head_dim {} window {}", Name(dtype), block_tokens, layers,
-                       kv_heads, group, head_dim, window);
+    return fmt::format("{} block {} layers {} kv_heads {} group {} head_dim {} window {} value_dim {} softcap {} sinks {}",
+                       Name(dtype), block_tokens, layers, kv_heads, group, head_dim, window, value_dim, softcap, sinks);
   }
 };
 
@@ -77,8 +81,11 @@ class KvFixture {
 
   KvFixture(Device& device, const KvShape& shape, std::vector<int> lengths, bool ragged, uint64_t seed)
       : device_(device), shape_(shape), lengths_(std::move(lengths)), ragged_(ragged), seed_(seed) {
-    layout_ = {shape.dtype, shape.block_tokens, shape.layers, shape.kv_heads, shape.head_dim};
-    granule_ = 2 * layout_.page_bytes();
+    layout_ = {shape.dtype, shape.block_tokens, shape.layers, shape.kv_heads, shape.head_dim, shape.value_dim};
+    granule_ = layout_.pages_per_head() * layout_.page_bytes();
+    for (int h = 0; h < shape.q_heads(); ++h) sinks_.push_back(float(h % 5) - 1.5f);
+    const HostMatrix sinks = {sinks_.data(), DType::kF32, 1, shape.q_heads(), "sinks"};
+    sinks_weight_ = device.PackVector({&sinks, 1}).value();
     Rng rng(seed, 77);
     const int runs = shape.layers * shape.kv_heads;
     fed_.assign(lengths_.size(), 0);
@@ -126,9 +133,11 @@ class KvFixture {
   const float* V(int s, int layer, int head, int slot) const { return Row(2, s, layer * 64 + head, slot); }
   const float* Q(int s, int q_head, int token) const { return Row(3, s, q_head, token); }
 
-  // Appends and attends in every layer; returns the last layer's output per feed: [feed][rows * q_heads * head_dim].
+  // Appends and attends in every layer; returns the last layer's output per feed: [feed][rows * q_heads * out_dim]. With a
+  // window, blocks wholly before it are given back first: their pages become NaN and their entries kNoBlock.
   std::vector<std::vector<float>> Step(const std::vector<Feed>& feeds) {
     const int d = shape_.head_dim, hq = shape_.q_heads(), hkv = shape_.kv_heads, width = (hq + 2 * hkv) * d;
+    const int out_width = hq * shape_.out_dim();
     std::vector<SequenceSlice> slices;
     std::vector<SequenceTable> tables;
     std::vector<std::vector<PageRun>> runs(feeds.size());
@@ -136,12 +145,14 @@ class KvFixture {
     for (size_t i = 0; i < feeds.size(); ++i) {
       slices.push_back({rows, feeds[i].rows, int(i)});
       rows += feeds[i].rows;
+      GiveBackBeforeWindow(feeds[i].sequence);
       tables.push_back(Table(feeds[i].sequence, fed_[feeds[i].sequence] + feeds[i].rows, runs[i]));
     }
     const std::vector<int32_t> positions(rows, 0);
     const PagedKv kv = {base_, granule_, layout_, tables};
     const RopeTable rope = {&one_, &one_, 0, 1};
-    Buffer qkv(device_, size_t(rows) * width), q(device_, size_t(rows) * hq * d), out(device_, size_t(rows) * hq * d);
+    Buffer qkv(device_, size_t(rows) * width), q(device_, size_t(rows) * hq * d), latent(device_, size_t(rows) * d),
+        out(device_, size_t(rows) * out_width);
     std::vector<float> host(size_t(rows) * width);
     for (int layer = 0; layer < shape_.layers; ++layer) {
       for (size_t i = 0; i < feeds.size(); ++i) {
@@ -150,13 +161,21 @@ class KvFixture {
         }
       }
       device_.CopyToDevice(qkv.data, host.data(), host.size() * 4);
-      device_.RopeAppend(qkv.data, positions, rope, hq, layer, slices, kv, q.data);
-      device_.Attention(q.data, layer, {hq, Scale(), shape_.window}, slices, kv, out.data);
+      if (shape_.value_dim > 0) {  // q and k lie side by side in qkv
+        device_.CopySlices(qkv.data, {width, 0, 1, 0, hq * d}, rows, q.data, {hq * d, 0, 1, 0, hq * d});
+        device_.CopySlices(qkv.data, {width, hq * d, 1, 0, d}, rows, latent.data, {d, 0, 1, 0, d});
+        device_.AppendLatent(latent.data, layer, slices, kv);
+      } else {
+        device_.RopeAppend(qkv.data, positions, rope, hq, layer, slices, kv, q.data);
+      }
+      AttentionParams params = {hq, Scale(), shape_.window, shape_.softcap};
+      if (shape_.sinks) params.sinks = &sinks_weight_;
+      device_.Attention(q.data, layer, params, slices, kv, out.data);
     }
     std::vector<std::vector<float>> result;
     for (size_t i = 0; i < feeds.size(); ++i) {
-      std::vector<float> part(size_t(feeds[i].rows) * hq * d);
-      device_.CopyToHost(part.data(), out.data + size_t(slices[i].first_row) * hq * d, part.size() * 4);
+      std::vector<float> part(size_t(feeds[i].rows) * out_width);
+      device_.CopyToHost(part.data(), out.data + size_t(slices[i].first_row) * out_width, part.size() * 4);
       result.push_back(std::move(part));
       fed_[feeds[i].sequence] += feeds[i].rows;
     }
@@ -164,10 +183,10 @@ class KvFixture {
     return result;
   }
 
-  // Softmax attention of one token in the last layer, in double, over K and V rounded to the KV type. [q_heads * head_dim]
+  // Softmax attention of one token in the last layer, in double, over K and V rounded to the KV type. [q_heads * out_dim]
   std::vector<double> Oracle(int s, int token) const {
-    const int d = shape_.head_dim, layer = shape_.layers - 1;
-    std::vector<double> out(size_t(shape_.q_heads()) * d, 0.0);
+    const int d = shape_.head_dim, layer = shape_.layers - 1, out_dim = shape_.out_dim();
+    std::vector<double> out(size_t(shape_.q_heads()) * out_dim, 0.0);
     for (int h = 0; h < shape_.q_heads(); ++h) {
       const int head = h / shape_.group;
       const int end = Extra(s, layer, head) + token + 1;
@@ -179,13 +198,14 @@ class KvFixture {
         const float* k = K(s, layer, head, slot);
         double dot = 0;
         for (int j = 0; j < d; ++j) dot += double(q[j]) * RoundTo(shape_.dtype, k[j]);
-        p[slot - begin] = dot * Scale();
+        p[slot - begin] = shape_.softcap > 0 ? shape_.softcap * std::tanh(dot * Scale() / shape_.softcap) : dot * Scale();
         max = std::max(max, p[slot - begin]);
       }
       for (double& x : p) sum += x = std::exp(x - max);
+      if (shape_.sinks) sum += std::exp(sinks_[h] - max);
       for (int slot = begin; slot < end; ++slot) {
-        const float* v = V(s, layer, head, slot);
-        for (int j = 0; j < d; ++j) out[size_t(h) * d + j] += p[slot - begin] / sum * RoundTo(shape_.dtype, v[j]);
+        const float* v = shape_.value_dim > 0 ? K(s, layer, head, slot) : V(s, layer, head, slot);
+        for (int j = 0; j < out_dim; ++j) out[size_t(h) * out_dim + j] += p[slot - begin] / sum * RoundTo(shape_.dtype, v[j]);
       }
     }
     return out;
@@ -222,6 +242,21 @@ class KvFixture {
     for (int h = 0; h < shape_.kv_heads; ++h, row += d) std::copy_n(V(s, layer, h, Extra(s, layer, h) + token), d, row);
   }
 
+  void GiveBackBeforeWindow(int s) {
+    if (shape_.window == 0) return;
+    const std::vector<unsigned char> nans(granule_ * (ragged_ ? 1 : shape_.layers * shape_.kv_heads), 0xff);
+    for (size_t run = 0; run < entries_[s].size(); ++run) {
+      // The first of the step's rows sees the window that ends with itself.
+      const int first_seen = std::max(0, (ragged_ ? extra_[s][run] : 0) + fed_[s] + 1 - shape_.window);
+      for (int block = 0; (block + 1) * shape_.block_tokens <= first_seen; ++block) {
+        uint32_t& entry = entries_[s][run][block];
+        if (entry == kNoBlock) continue;
+        device_.CopyToDevice(base_ + size_t{entry} * granule_, nans.data(), nans.size());
+        entry = kNoBlock;
+      }
+    }
+  }
+
   SequenceTable Table(int s, int slots, std::vector<PageRun>& runs) const {
     if (!ragged_) return {entries_[s][0].data(), slots, nullptr};
     for (size_t run = 0; run < entries_[s].size(); ++run) {
@@ -253,7 +288,12 @@ class KvFixture {
             std::copy_n(V(int(s), layer, h, slot), d, &host[(shape_.q_heads() + shape_.kv_heads + h) * d]);
           }
           device_.CopyToDevice(qkv.data, host.data(), host.size() * 4);
-          device_.RopeAppend(qkv.data, {&position, 1}, rope, shape_.q_heads(), layer, {&slice, 1}, kv, q.data);
+          if (shape_.value_dim > 0) {
+            device_.CopyToDevice(q.data, &host[shape_.q_heads() * d], d * 4);
+            device_.AppendLatent(q.data, layer, {&slice, 1}, kv);
+          } else {
+            device_.RopeAppend(qkv.data, {&position, 1}, rope, shape_.q_heads(), layer, {&slice, 1}, kv, q.data);
+          }
         }
       }
     }
@@ -265,6 +305,8 @@ class KvFixture {
   const bool ragged_;
   const uint64_t seed_;
   const float one_ = 1;
+  std::vector<float> sinks_;  // [q_heads]
+  Weight sinks_weight_;
   KvLayout layout_;
   size_t granule_ = 0;
   std::byte* base_ = nullptr;
