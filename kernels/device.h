@@ -68,8 +68,14 @@ struct Norm {
 };
 
 // Gated: in [rows, 2 * width] = gate half, up half; out = act(gate) * up. Not gated: in [rows, width], out = act(in).
-// kSwigluOai (gated only): g = min(gate, 7), u = clamp(up, -7, 7); out = g * sigmoid(1.702 * g) * (u + 1).
+// kSwigluOai (gated only): g = min(gate, limit), u = clamp(up, -limit, limit); out = g * sigmoid(alpha * g) * (u + 1).
 enum class Activation : uint8_t { kSilu, kGelu /* by erf */, kGeluTanh, kRelu, kRelu2 /* squared */, kSwigluOai };
+// A plain Activation is one with gpt-oss's values.
+struct ActivationParams {
+  ActivationParams(Activation activation) : kind(activation) {}  // NOLINT(google-explicit-constructor)
+  Activation kind;
+  float alpha = 1.702f, limit = 7.0f;  // kSwigluOai
+};
 
 // Vectors inside rows, for example the heads of q in a fused projection: slice g of row i is the `width` floats at
 // data + i * stride + offset + g * group_stride.
@@ -166,7 +172,7 @@ class Device {
   // For each head h, weights[h] times its cols floats of each row, as Linear would; see HeadLinear.
   virtual void LinearHeads(const float* in, int rows, std::span<const Weight> weights, const HeadLinear& at, float* out) = 0;
   // See Activation.                                                out [rows, width]
-  virtual void Activate(Activation kind, bool gated, const float* in, int rows, int width, float* out) = 0;
+  virtual void Activate(const ActivationParams& activation, bool gated, const float* in, int rows, int width, float* out) = 0;
   // data = softcap > 0 ? softcap * tanh(scale * data / softcap) : scale * data
   virtual void ScaleRows(float* data, int rows, int width, float scale, float softcap) = 0;
   // residual[i, j] += sigmoid(gate[i]) * in[i, j]                  gate [rows]
@@ -177,8 +183,8 @@ class Device {
   virtual void Route(const float* logits, int rows, const MoeRouting& routing, int32_t* ids, float* weights) = 0;
   // out[i, :] = sum over the row's experts e, by ascending id, of weight * down_e(act(gate_up_e(in[i, :]))).
   // in, out [rows, width], not the same; ids and weights [rows, top_k], the ids of a row distinct.
-  virtual void Experts(const float* in, int rows, const MoeWeights& experts, Activation activation, int top_k, const int32_t* ids,
-                       const float* weights, float* out) = 0;
+  virtual void Experts(const float* in, int rows, const MoeWeights& experts, const ActivationParams& activation, int top_k,
+                       const int32_t* ids, const float* weights, float* out) = 0;
   // out[i, :] = in[row_ids[i], :]                                  [n, width]
   virtual void GatherRows(const float* in, std::span<const int32_t> row_ids, int width, float* out) = 0;
   // Samples one token for each row of logits [rows.size(), vocab]. logits are left as they were.

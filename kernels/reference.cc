@@ -236,12 +236,12 @@ class ReferenceDevice final : public Device {
     }
   }
 
-  void Activate(Activation kind, bool gated, const float* in, int rows, int width, float* out) override {
+  void Activate(const ActivationParams& activation, bool gated, const float* in, int rows, int width, float* out) override {
     const int64_t stride = gated ? int64_t{2} * width : width;
     for (int64_t i = 0; i < rows; ++i) {
       for (int64_t j = 0; j < width; ++j) {
         const double x = in[i * stride + j], up = gated ? in[i * stride + width + j] : 1;
-        out[i * width + j] = float(ReferenceActivation(kind, x, up));
+        out[i * width + j] = float(ReferenceActivation(activation, x, up));
       }
     }
   }
@@ -273,8 +273,8 @@ class ReferenceDevice final : public Device {
     }
   }
 
-  void Experts(const float* in, int rows, const MoeWeights& experts, Activation activation, int top_k, const int32_t* ids,
-               const float* weights, float* out) override {
+  void Experts(const float* in, int rows, const MoeWeights& experts, const ActivationParams& activation, int top_k,
+               const int32_t* ids, const float* weights, float* out) override {
     const int64_t width = experts.down[0].rows, ffn = experts.down[0].cols;
     std::vector<float> gate_up(2 * ffn), activated(ffn), down(width);
     std::vector<int> order(top_k);

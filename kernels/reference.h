@@ -22,7 +22,7 @@ namespace kvasir {
 
 void ReferenceSample(const float* logits, int vocab, const SampleRow& row, SampleResult& result);
 // out of one element; up is 1 when not gated.
-double ReferenceActivation(Activation kind, double x, double up);
+double ReferenceActivation(const ActivationParams& activation, double x, double up);
 // One row of Device::Route.
 void ReferenceRoute(const float* logits, const MoeRouting& routing, int32_t* ids, float* weights);
 void ReferenceScore(const float* logits, int vocab, int32_t token, int32_t num_top, SampleResult& result);

@@ -31,8 +31,8 @@ void KeepBestGroups(const MoeRouting& routing, std::vector<double>& choosing) {
 
 }  // namespace
 
-double ReferenceActivation(Activation kind, double x, double up) {
-  switch (kind) {
+double ReferenceActivation(const ActivationParams& activation, double x, double up) {
+  switch (activation.kind) {
     case Activation::kSilu:
       return x * Sigmoid(x) * up;
     case Activation::kGelu:
@@ -44,8 +44,8 @@ double ReferenceActivation(Activation kind, double x, double up) {
     case Activation::kRelu2:
       return std::max(x, 0.0) * std::max(x, 0.0) * up;
     case Activation::kSwigluOai: {
-      const double gate = std::min(x, 7.0);
-      return gate * Sigmoid(1.702 * gate) * (std::clamp(up, -7.0, 7.0) + 1);
+      const double gate = std::min(x, double{activation.limit});
+      return gate * Sigmoid(activation.alpha * gate) * (std::clamp(up, -double{activation.limit}, double{activation.limit}) + 1);
     }
   }
   return 0;

@@ -99,7 +99,11 @@ void ParseActivation(Fields& fields, const Family& family, ModelConfig* config) 
   std::string supported;
   for (const NamedActivation& known : kActivations) {
     if (known.name == name) {
-      config->activation = family.moe == MoeRule::kGptOss ? Activation::kSwigluOai : known.activation;
+      config->activation = known.activation;
+      if (family.moe != MoeRule::kGptOss) return;
+      config->activation = Activation::kSwigluOai;
+      config->activation.alpha = static_cast<float>(fields.OptionalReal("swiglu_alpha", 1e-3, 1e3).value_or(1.702));
+      config->activation.limit = static_cast<float>(fields.OptionalReal("swiglu_limit", 1e-3, 1e6).value_or(7.0));
       return;
     }
     supported += fmt::format("{}{}", supported.empty() ? "" : ", ", known.name);
@@ -154,8 +158,8 @@ void ParseVariants(Fields& fields, Fields& top, const Family& family, ModelConfi
     fields.Fail(InvalidArgument("attention_bias is true but {} has no such biases", family.architecture));
   if (family.mlp_bias.key != "mlp_bias" && fields.BoolOr("mlp_bias", false))
     fields.Fail(InvalidArgument("mlp_bias is true but {} has no such biases", family.architecture));
-  for (const char* key : {"use_qk_norm", "qk_layernorm", "scale_attn_by_inverse_layer_idx", "add_cross_attention",
-                          "use_bidirectional_attention", "is_encoder_decoder"})
+  for (const char* key :
+       {"use_qk_norm", "qk_layernorm", "add_cross_attention", "use_bidirectional_attention", "is_encoder_decoder"})
     if (fields.BoolOr(key, false))
       fields.Fail(InvalidArgument("{} is true, which is not supported for {}", key, family.architecture));
   config->tie_word_embeddings = fields.Find("tie_word_embeddings") != nullptr || &fields == &top
@@ -181,7 +185,10 @@ void ParseScales(Fields& fields, const Family& family, ModelConfig* config) {
     const double factor = config->ropes[0].scaling.factor;
     if (m != 0 && factor > 1) scale *= std::pow(0.1 * m * std::log(factor) + 1, 2);
   }
-  if (family.positions == PositionRule::kLearned && !fields.BoolOr("scale_attn_weights", true)) scale = 1;
+  if (family.positions == PositionRule::kLearned) {  // GPT-2
+    if (!fields.BoolOr("scale_attn_weights", true)) scale = 1;
+    config->attention_scale_by_layer = fields.BoolOr("scale_attn_by_inverse_layer_idx", false);
+  }
   config->embed_scale_rounded = family.embed_sqrt_hidden;
   if (family.embed_sqrt_hidden) config->embed_scale = static_cast<float>(std::sqrt(double(config->hidden_size)));
   if (family.multipliers) {

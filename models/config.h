@@ -90,12 +90,13 @@ struct ModelConfig {
 
   bool qkv_bias = false, o_bias = false, mlp_bias = false;
   float attention_scale = 0;
-  float attention_softcap = 0;  // 0 = none
-  bool sinks = false;           // a learned logit per query head in the softmax's denominator
+  bool attention_scale_by_layer = false;  // divided by the layer's number, from 1
+  float attention_softcap = 0;            // 0 = none
+  bool sinks = false;                     // a learned logit per query head in the softmax's denominator
   std::vector<Rope> ropes;
   bool learned_positions = false;  // a table of position embeddings is added to the token's
 
-  Activation activation = Activation::kSilu;
+  ActivationParams activation = Activation::kSilu;
   bool gated = true;
   std::optional<MoeSpec> moe;
   std::optional<LatentSpec> latent;

@@ -17,8 +17,9 @@ constexpr int64_t kRopeFillPositions = 1024;  // rotary rows computed at a time
 std::string Numerics(const ModelConfig& c) {
   std::string text =
       fmt::format("{} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {}", c.architecture, int(c.norm), c.norm_plus_one, c.norm_eps,
-                  int(c.block), int(c.qk_norm), c.attention_scale, c.attention_softcap, int(c.activation), c.gated, c.embed_scale,
-                  c.residual_scale, c.num_q_heads, c.num_kv_heads, c.head_dim, c.sinks);
+                  int(c.block), int(c.qk_norm), c.attention_scale, c.attention_softcap, int(c.activation.kind), c.gated,
+                  c.embed_scale, c.residual_scale, c.num_q_heads, c.num_kv_heads, c.head_dim, c.sinks);
+  text += fmt::format(" {} {} {}", c.attention_scale_by_layer, c.activation.alpha, c.activation.limit);
   for (const LayerSpec& layer : c.layers)
     text += fmt::format(" {},{},{},{}", layer.window, layer.rope, layer.kv_owner, layer.experts);
   if (c.moe) {

@@ -40,11 +40,12 @@ void Decoder::Attend(const ForwardInput& input, int i, const float* in, float* o
   } else if (spec.rope >= 0) {
     device_->RotateSlices(q_, rows, {.stride = q_width, .groups = q_heads, .group_stride = d, .width = d}, input.positions, rope);
   }
-  const AttentionParams params = {.num_q_heads = q_heads,
-                                  .scale = config_.attention_scale,
-                                  .window = spec.window,
-                                  .softcap = config_.attention_softcap,
-                                  .sinks = OrNull(attention.sinks)};
+  const AttentionParams params = {
+      .num_q_heads = q_heads,
+      .scale = config_.attention_scale / (config_.attention_scale_by_layer ? static_cast<float>(i + 1) : 1.0f),
+      .window = spec.window,
+      .softcap = config_.attention_softcap,
+      .sinks = OrNull(attention.sinks)};
   device_->Attention(q_, place.layer, params, input.slices, kv, attended_);
   device_->Linear(attended_, rows, attention.o, OrNull(attention.o_bias), out);
 }

@@ -170,7 +170,7 @@ void CpuDevice::Attention(const float* q, int layer, const AttentionParams& para
   CpuAttention(*kernels_.attention, team_, attention_workspace_, q, layer, params, slices, kv, out);
 }
 
-void CpuDevice::Activate(Activation activation, bool gated, const float* in, int rows, int width, float* out) {
+void CpuDevice::Activate(const ActivationParams& activation, bool gated, const float* in, int rows, int width, float* out) {
   CpuActivate(*kernels_.fused, team_, activation, gated, in, rows, width, out);
 }
 
@@ -186,7 +186,7 @@ void CpuDevice::Route(const float* logits, int rows, const MoeRouting& routing, 
   CpuRoute(team_, logits, rows, routing, ids, weights);
 }
 
-void CpuDevice::Experts(const float* in, int rows, const MoeWeights& experts, Activation activation, int top_k,
+void CpuDevice::Experts(const float* in, int rows, const MoeWeights& experts, const ActivationParams& activation, int top_k,
                         const int32_t* ids, const float* weights, float* out) {
   CpuExperts(*kernels_.gemm, *kernels_.fused, team_, gemm_scratch_, expert_scratch_, in, rows, experts, activation, top_k, ids,
              weights, out);

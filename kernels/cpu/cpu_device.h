@@ -49,12 +49,12 @@ class CpuDevice final : public Device {
   void Attention(const float* q, int layer, const AttentionParams& params, std::span<const SequenceSlice> slices,
                  const PagedKv& kv, float* out) override;
   void AppendLatent(const float* latent, int layer, std::span<const SequenceSlice> slices, const PagedKv& kv) override;
-  void Activate(Activation activation, bool gated, const float* in, int rows, int width, float* out) override;
+  void Activate(const ActivationParams& activation, bool gated, const float* in, int rows, int width, float* out) override;
   void ScaleRows(float* data, int rows, int width, float scale, float softcap) override;
   void MultiplySigmoid(float* data, const float* gate, int64_t gate_stride, int rows, int width) override;
   void Route(const float* logits, int rows, const MoeRouting& routing, int32_t* ids, float* weights) override;
-  void Experts(const float* in, int rows, const MoeWeights& experts, Activation activation, int top_k, const int32_t* ids,
-               const float* weights, float* out) override;
+  void Experts(const float* in, int rows, const MoeWeights& experts, const ActivationParams& activation, int top_k,
+               const int32_t* ids, const float* weights, float* out) override;
   void GatherRows(const float* in, std::span<const int32_t> row_ids, int width, float* out) override;
   void Sample(const float* logits, int vocab, std::span<const SampleRow> rows, std::span<SampleResult> results) override;
   void ScoreTokens(const float* logits, int vocab, std::span<const int32_t> tokens, std::span<const int32_t> num_top,

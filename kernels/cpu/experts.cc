@@ -86,8 +86,8 @@ void CpuRoute(ThreadTeam& team, const float* logits, int rows, const MoeRouting&
 }
 
 void CpuExperts(const GemmKernels& gemm, const FusedKernels& fused, ThreadTeam& team, GemmScratch& gemm_scratch,
-                ExpertScratch& scratch, const float* in, int rows, const MoeWeights& experts, Activation activation, int top_k,
-                const int32_t* ids, const float* weights, float* out) {
+                ExpertScratch& scratch, const float* in, int rows, const MoeWeights& experts, const ActivationParams& activation,
+                int top_k, const int32_t* ids, const float* weights, float* out) {
   const int num_experts = int(experts.down.size());
   const int64_t width = experts.down[0].rows, ffn = experts.down[0].cols;
   // Rows by expert, each expert's in row order.

@@ -24,8 +24,8 @@ struct ExpertScratch {
 void CpuRoute(ThreadTeam& team, const float* logits, int rows, const MoeRouting& routing, int32_t* ids, float* weights);
 
 void CpuExperts(const GemmKernels& gemm, const FusedKernels& fused, ThreadTeam& team, GemmScratch& gemm_scratch,
-                ExpertScratch& scratch, const float* in, int rows, const MoeWeights& experts, Activation activation, int top_k,
-                const int32_t* ids, const float* weights, float* out);
+                ExpertScratch& scratch, const float* in, int rows, const MoeWeights& experts, const ActivationParams& activation,
+                int top_k, const int32_t* ids, const float* weights, float* out);
 
 void CpuLinearHeads(const GemmKernels& gemm, ThreadTeam& team, GemmScratch& gemm_scratch, ExpertScratch& scratch, const float* in,
                     int rows, std::span<const Weight> weights, const HeadLinear& at, float* out);

@@ -192,9 +192,9 @@ void CpuRopeAppend(const FusedKernels& kernels, ThreadTeam& team, const float* q
   ForEachRow(team, slices, width, append);
 }
 
-void CpuActivate(const FusedKernels& kernels, ThreadTeam& team, Activation activation, bool gated, const float* in, int rows,
-                 int width, float* out) {
-  const auto kernel = kernels.activate[int(activation)];
+void CpuActivate(const FusedKernels& kernels, ThreadTeam& team, const ActivationParams& activation, bool gated, const float* in,
+                 int rows, int width, float* out) {
+  const auto kernel = kernels.activate[int(activation.kind)];
   const int64_t in_width = gated ? 2 * int64_t{width} : width;
   // Wide rows are cut too: a single decoding row of a large model is worth sharing.
   const int64_t chunk = 4096, chunks = (width + chunk - 1) / chunk;
@@ -203,7 +203,8 @@ void CpuActivate(const FusedKernels& kernels, ThreadTeam& team, Activation activ
     for (int64_t piece = begin; piece < end; ++piece) {
       const int64_t row = piece / chunks, from = piece % chunks * chunk;
       const float* at = in + row * in_width + from;
-      kernel(at, gated ? at + width : nullptr, std::min<int64_t>(chunk, width - from), out + row * width + from);
+      kernel(at, gated ? at + width : nullptr, std::min<int64_t>(chunk, width - from), out + row * width + from, activation.alpha,
+             activation.limit);
     }
   });
 }

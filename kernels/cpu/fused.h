@@ -29,8 +29,8 @@ void CpuRopeAppend(const FusedKernels& kernels, ThreadTeam& team, const float* q
                    const RopeTable& rope, int num_q_heads, int layer, std::span<const SequenceSlice> slices, const PagedKv& kv,
                    float* q_out);
 
-void CpuActivate(const FusedKernels& kernels, ThreadTeam& team, Activation activation, bool gated, const float* in, int rows,
-                 int width, float* out);
+void CpuActivate(const FusedKernels& kernels, ThreadTeam& team, const ActivationParams& activation, bool gated, const float* in,
+                 int rows, int width, float* out);
 void CpuMultiplySigmoid(const FusedKernels& kernels, ThreadTeam& team, float* data, const float* gate, int64_t gate_stride,
                         int rows, int64_t width);
 void CpuScaleRows(const FusedKernels& kernels, ThreadTeam& team, float* data, int rows, int64_t width, float scale,

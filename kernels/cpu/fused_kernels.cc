@@ -110,24 +110,24 @@ Vec Min(Vec a, Vec b) {
 
 // Orders as in Activation of device.h.
 template <int kActivation>
-Vec Act(Vec x) {
+Vec Act(Vec x, float alpha, float limit) {
   if constexpr (kActivation == 0) return Swish(x, 1.0f);
   if constexpr (kActivation == 1) return Gelu(x);
   if constexpr (kActivation == 2) return GeluTanh(x);
   if constexpr (kActivation == 3) return x > Zero() ? x : Zero();
   if constexpr (kActivation == 4) return x > Zero() ? x * x : Zero();
-  return Swish(Min(x, Set(7.0f)), 1.702f);
+  return Swish(Min(x, Set(limit)), alpha);
 }
 
 template <int kActivation>
-void Activate(const float* in, const float* up, int64_t count, float* out) {
+void Activate(const float* in, const float* up, int64_t count, float* out, float alpha, float limit) {
   for (int64_t j = 0; j < count; j += kLanes) {
-    Vec y = Act<kActivation>(LoadUpTo(in + j, count - j));
+    Vec y = Act<kActivation>(LoadUpTo(in + j, count - j), alpha, limit);
     if (up != nullptr) {
       Vec u = LoadUpTo(up + j, count - j);
       if constexpr (kActivation == 5) {
-        u = Min(u, Set(7.0f));
-        u = (u > Set(-7.0f) ? u : Set(-7.0f)) + Set(1.0f);
+        u = Min(u, Set(limit));
+        u = (u > Set(-limit) ? u : Set(-limit)) + Set(1.0f);
       }
       y = y * u;
     }

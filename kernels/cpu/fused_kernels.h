@@ -13,8 +13,8 @@ struct FusedKernels {
                       int64_t width, float* out);
   // One head: pairs (i, i + half) turned by cos, sin [half]; elements from 2 * half on are copied.
   void (*rotate)(const float* in, int head_dim, const float* cos, const float* sin, int half, float* out);
-  // out[i] = act(in[i]) * up[i], or act(in[i]) when up is null. By Activation (device.h).
-  void (*activate[6])(const float* in, const float* up, int64_t count, float* out);
+  // out[i] = act(in[i]) * up[i], or act(in[i]) when up is null. By Activation (device.h); alpha and limit are kSwigluOai's.
+  void (*activate[6])(const float* in, const float* up, int64_t count, float* out, float alpha, float limit);
   // data[i] = softcap * tanh(scale * data[i] / softcap)
   void (*softcap)(float* data, int64_t count, float scale, float softcap);
   // data[i] *= sigmoid(gate[i])

@@ -202,7 +202,7 @@ TEST(Families, RefuseWhatTheyCannotCompute) {
   refused("MistralForCausalLM", none, {{"layer_types", json(4, "full_attention")}}, "slides its window of 4096 over every layer");
   refused("Phi3ForCausalLM", none, {{"rope_scaling", {{"type", "longrope"}, {"short_factor", {1, 1}}, {"long_factor", {1}}}}},
           "short_factor is a list of 2; wanted a list of 4 numbers");
-  refused("GPT2LMHeadModel", none, {{"scale_attn_by_inverse_layer_idx", true}}, "scale_attn_by_inverse_layer_idx is true");
+  refused("GPT2LMHeadModel", none, {{"add_cross_attention", true}}, "add_cross_attention is true");
   refused("LlamaForCausalLM", none, {{"kv_owner", {0, 0, 3, 3}}}, "kv_owner of layer 2 is 3");
   refused("LlamaForCausalLM", none, {{"kv_owner", {0, 0, 1, 0}}},
           "kv_owner of layer 2 is 1; wanted itself or an earlier layer that owns");
