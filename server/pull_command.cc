@@ -1,5 +1,6 @@
 #include "server/pull_command.h"
 
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -54,25 +55,27 @@ class ProgressLine {
 
  private:
   void Draw(const PullProgress& progress, double rate) {
-    constexpr int kWidth = 24;
+    constexpr int kBar = 20;
     const double part = progress.total > 0 ? std::min(1.0, double(progress.done) / double(progress.total)) : 0;
-    const int filled = int(part * kWidth);
-    std::string file = Plain(progress.file);
-    if (file.size() > 36) file = "..." + file.substr(file.size() - 33);
-    const std::string line = fmt::format(
-        "pulling [{}{}] {:3.0f}% {} of {} {}/s  {}", std::string(size_t(filled), '#'), std::string(size_t(kWidth - filled), '.'),
-        part * 100, FormatBytes(double(progress.done)), FormatBytes(double(progress.total)), FormatBytes(rate), file);
-    std::fprintf(stderr, "\r%-110s", line.substr(0, 110).c_str());
+    const int filled = int(part * kBar);
+    std::string line = fmt::format("pulling [{}{}] {:3.0f}% {} of {} {}/s  {}", std::string(size_t(filled), '#'),
+                                   std::string(size_t(kBar - filled), '.'), part * 100, FormatBytes(double(progress.done)),
+                                   FormatBytes(double(progress.total)), FormatBytes(rate), Plain(progress.file));
+    // A line longer than the terminal would wrap, and could not be drawn over.
+    winsize size{};
+    const size_t columns = ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
+    line.resize(std::min<size_t>(columns, 160) - 1, ' ');
+    std::fprintf(stderr, "\r%s", line.c_str());
     std::fflush(stderr);
-    drawn_ = true;
+    drawn_ = line.size();
   }
   void Clear() {
-    if (std::exchange(drawn_, false)) std::fprintf(stderr, "\r%110s\r", "");
+    if (drawn_ > 0) std::fprintf(stderr, "\r%*s\r", int(std::exchange(drawn_, 0)), "");
   }
 
   const std::string title_;
   const bool terminal_;
-  bool drawn_ = false;
+  size_t drawn_ = 0;  // characters of the line on the terminal
   Time::time_point first_, last_;
   uint64_t already_ = 0;
 };

@@ -1,6 +1,7 @@
 """kvasir pull and --model ORG/NAME against a hub in this process (fake_hub.py), beside the real huggingface_hub: each must find what
 the other has fetched.
 """
+import fcntl
 import json
 import os
 import pathlib
@@ -9,8 +10,10 @@ import select
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 
@@ -373,6 +376,7 @@ def test_proxy(tmp_path):
 def test_progress_on_a_terminal(hub, tmp_path):
     hub.chunk_delay = 0.02
     ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 72, 0, 0))
     process = subprocess.Popen([BIN, "pull", "org/model"], env=environment(hub, tmp_path), stdout=subprocess.PIPE, stderr=theirs)
     os.close(theirs)
     seen = b""
@@ -389,6 +393,7 @@ def test_progress_on_a_terminal(hub, tmp_path):
     assert process.returncode == 0 and out.decode().strip().endswith(COMMIT)
     assert seen.count(b"\rpulling [") > 3 and b"100%" in seen and b"MiB/s" in seen
     assert seen.count(b"\n") == 1  # the summary
+    assert all(len(drawn) < 72 for drawn in seen.split(b"\r") if drawn.startswith(b"pulling"))
 
 
 def test_sharded(tmp_path):
