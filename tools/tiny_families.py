@@ -32,6 +32,9 @@ GEMMA_GAINS = {"embed_tokens": 0.06, "model.norm": 4.0, "o_proj": 0.4, "down_pro
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 
+DEEPSEEK = dict(ep_size=1, moe_layer_freq=1, seq_aux=True, head_dim=..., qk_head_dim=..., mlp_bias=...,
+                auto_map={"AutoConfig": "configuration_deepseek.DeepseekV3Config"})
+
 # The order is that of docs/models.md: Llama-like first.
 FAMILIES = {
     "qwen2": Checkpoint("Qwen2Config", dict(
@@ -216,6 +219,72 @@ FAMILIES = {
         ["experts as published: MXFP4 blocks and scales", "attention sinks", "goldens over the exactly dequantised values"],
         gains={"sinks": 1.0, "experts.gate_up_proj": 0.2, "experts.down_proj": 0.25}, reference="mxfp4", form="publish_mxfp4",
         v4=dict(initial_context_length=16, experts_per_token=2)),
+    "deepseek-v2": Checkpoint("DeepseekV2Config", dict(
+        vocab_size=103, hidden_size=42, intermediate_size=49, moe_intermediate_size=21, num_hidden_layers=3, num_attention_heads=3,
+        num_key_value_heads=3, kv_lora_rank=22, q_lora_rank=26, qk_nope_head_dim=10, qk_rope_head_dim=8, v_head_dim=14, n_routed_experts=6,
+        n_shared_experts=2, num_experts_per_tok=2, n_group=3, topk_group=2, topk_method="group_limited_greedy", norm_topk_prob=False,
+        routed_scaling_factor=1.7, first_k_dense_replace=1, tie_word_embeddings=False,
+        rope_parameters=rope(rope_type="yarn", factor=4.0, beta_fast=16, beta_slow=1, mscale=0.707, mscale_all_dim=1.3,
+                             original_max_position_embeddings=64)),
+        ["multi-head latent attention with q_lora_rank", "softmax routing limited to the best groups", "2 shared experts",
+         "routed_scaling_factor", "first layer dense", "yarn with different mscale and mscale_all_dim"],
+        v4=dict(DEEPSEEK, rope_type_key="type", aux_loss_alpha=0.001, scoring_func="softmax")),
+    "deepseek-v2-lite": Checkpoint("DeepseekV2Config", dict(
+        vocab_size=101, hidden_size=40, intermediate_size=43, moe_intermediate_size=19, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, kv_lora_rank=18, q_lora_rank=None, qk_nope_head_dim=12, qk_rope_head_dim=6, v_head_dim=10, n_routed_experts=5,
+        n_shared_experts=1, num_experts_per_tok=3, n_group=1, topk_group=1, topk_method="greedy", norm_topk_prob=False,
+        routed_scaling_factor=1.0, first_k_dense_replace=0, tie_word_embeddings=False, rope_parameters=rope()),
+        ["multi-head latent attention without q_lora_rank", "greedy softmax routing", "default RoPE"], dtype="float32",
+        v4=dict(DEEPSEEK, aux_loss_alpha=0.001, scoring_func="softmax")),
+    "deepseek-v3": Checkpoint("DeepseekV3Config", dict(
+        vocab_size=104, hidden_size=42, intermediate_size=47, moe_intermediate_size=17, num_hidden_layers=3, num_attention_heads=3,
+        num_key_value_heads=3, kv_lora_rank=20, q_lora_rank=24, qk_nope_head_dim=12, qk_rope_head_dim=8, v_head_dim=10, n_routed_experts=8,
+        n_shared_experts=1, num_experts_per_tok=3, n_group=4, topk_group=2, norm_topk_prob=True, routed_scaling_factor=2.5,
+        first_k_dense_replace=1, tie_word_embeddings=False, max_position_embeddings=512,
+        rope_parameters=rope(rope_type="yarn", factor=8.0, beta_fast=16, beta_slow=1, mscale=1.0, mscale_all_dim=1.0,
+                             original_max_position_embeddings=64)),
+        ["multi-head latent attention", "sigmoid routing with correction bias and groups", "weights normed and scaled", "first layer dense",
+         "yarn with mscale_all_dim in the attention scale"], gains={"e_score_correction_bias": 0.4}, form="publish_deepseek_v3",
+        v4=dict(DEEPSEEK, rope_type_key="type", scoring_func="sigmoid", topk_method="noaux_tc", aux_loss_alpha=0.001, num_nextn_predict_layers=1,
+                rope_interleave=...)),
+    "deepseek-v3-unnormed": Checkpoint("DeepseekV3Config", dict(
+        vocab_size=99, hidden_size=40, intermediate_size=41, moe_intermediate_size=15, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, kv_lora_rank=20, q_lora_rank=None, qk_nope_head_dim=8, qk_rope_head_dim=12, v_head_dim=18, n_routed_experts=4,
+        n_shared_experts=1, num_experts_per_tok=2, n_group=1, topk_group=1, norm_topk_prob=False, routed_scaling_factor=1.3,
+        first_k_dense_replace=0, tie_word_embeddings=False, attention_bias=True, rope_parameters=rope()),
+        ["no q_lora_rank", "attention_bias", "one group", "weights not normed", "default RoPE"], gains={"e_score_correction_bias": 0.4}, form="publish_deepseek_v3",
+        v4=dict(DEEPSEEK, scoring_func="sigmoid", topk_method="noaux_tc", rope_interleave=...)),
+    "kv-owner": Checkpoint("LlamaConfig", dict(
+        vocab_size=102, hidden_size=44, intermediate_size=41, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=12,
+        rms_norm_eps=1e-6, tie_word_embeddings=False, rope_parameters=rope(1000.0), kv_owner=[0, 0, 2, 2]),
+        ["layers 1 and 3 read the keys and values of layers 0 and 2 (config key kv_owner, Kvasir's own)"],
+        reference="kv_owner", form="publish_kv_owner"),
+    "kv-owner-yoco": Checkpoint("LlamaConfig", dict(
+        vocab_size=98, hidden_size=42, intermediate_size=37, num_hidden_layers=4, num_attention_heads=3, num_key_value_heads=1, head_dim=16,
+        rms_norm_eps=1e-6, tie_word_embeddings=True, rope_parameters=rope(), kv_owner=[0, 1, 1, 1]),
+        ["all later layers read layer 1, as in YOCO", "one key/value head", "tied output"], dtype="float32",
+        reference="kv_owner", form="publish_kv_owner", gains={"embed_tokens": 0.2}),
+    "gemma3-multimodal": Checkpoint("Gemma3Config", dict(
+        text_config=dict(
+            vocab_size=104, hidden_size=40, intermediate_size=43, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=12,
+            sliding_window=20, query_pre_attn_scalar=12, sliding_window_pattern=2, layer_types=[SLIDING, FULL, SLIDING],
+            max_position_embeddings=256, bos_token_id=1, eos_token_id=2, pad_token_id=0, dtype="bfloat16",
+            rope_parameters={FULL: rope(20000.0, rope_type="linear", factor=8.0), SLIDING: rope(300.0)}),
+        vision_config=dict(model_type="siglip_vision_model", hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+                           image_size=28, patch_size=14, vision_use_head=False),
+        mm_tokens_per_image=4, boi_token_index=101, eoi_token_index=102, image_token_index=103),
+        ["text model inside Gemma3ForConditionalGeneration: text_config, tensors under language_model.", "vision tensors to be skipped"],
+        gains=GEMMA_GAINS, reference="gemma3_wrapper", form="publish_gemma3"),
+    "qwen3-next": Checkpoint("Qwen3NextConfig", dict(
+        vocab_size=105, hidden_size=42, intermediate_size=47, moe_intermediate_size=17, shared_expert_intermediate_size=19,
+        num_hidden_layers=4, num_attention_heads=3, num_key_value_heads=1, head_dim=16, linear_num_key_heads=2, linear_num_value_heads=4,
+        linear_key_head_dim=8, linear_value_head_dim=10, linear_conv_kernel_dim=4, num_experts=5, num_experts_per_tok=2, norm_topk_prob=True,
+        layer_types=["linear_attention", FULL, "linear_attention", FULL], tie_word_embeddings=False,
+        rope_parameters=rope(1000.0, partial_rotary_factor=0.25)),
+        ["gated delta net beside full attention", "2 key heads, 4 value heads, convolution over 4 tokens", "norm weights as 1 + w",
+         "output gate in q_proj", "q/k norm", "partial rotary 0.25", "MoE with gated shared expert"],
+        gains={"A_log": 0.8, "dt_bias": 0.8},
+        v4=dict(full_attention_interval=2, layer_types=..., rope_scaling=None, attn_output_gate=True)),
 }
 
 
@@ -223,6 +292,10 @@ def legacy_config(config, v4):
     """The same config in the spelling of transformers 4 (rope_theta, rope_scaling, torch_dtype), with the keys of `v4` on top."""
     config = dict(config)
     v4 = dict(v4)
+    if "text_config" in config:
+        text = legacy_config(config["text_config"], dict(sliding_window_pattern=2, cache_implementation="hybrid", layer_types=..., tie_word_embeddings=...,
+                                                         use_bidirectional_attention=..., transformers_version=...))
+        config["text_config"] = text
     kind_key = v4.pop("rope_type_key", "rope_type")
     parameters = config.pop("rope_parameters", None)
     if parameters is not None and FULL in parameters:
