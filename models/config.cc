@@ -237,7 +237,7 @@ int64_t ModelConfig::parameter_count() const {
                    int64_t{num_q_heads} *
                        ((latent->nope_dim + latent->value_dim) * int64_t{latent->kv_rank} + latent->value_dim * hidden_size);
     }
-    if (qkv_bias) attention += q_width + (own_kv ? 2 * kv_width : 0);
+    if (qkv_bias) attention += latent ? latent->q_rank + head_dim : q_width + (own_kv ? 2 * kv_width : 0);
     if (o_bias) attention += hidden_size;
     if (qk_norm == QkNorm::kPerHead) attention += 2 * head_dim;
     if (qk_norm == QkNorm::kWhole) attention += q_width + kv_width;

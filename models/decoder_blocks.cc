@@ -64,7 +64,7 @@ void Decoder::AttendLatent(const ForwardInput& input, int i, const float* in, fl
 
   const float* query_input = in;
   if (latent.q_down) {
-    device_->Linear(in, rows, *latent.q_down, nullptr, q_down_);
+    device_->Linear(in, rows, *latent.q_down, OrNull(latent.q_down_bias), q_down_);
     device_->NormSlices(q_down_, rows, {.stride = spec.q_rank, .width = spec.q_rank}, norm(*latent.q_norm));
     query_input = q_down_;
   }
@@ -73,7 +73,7 @@ void Decoder::AttendLatent(const ForwardInput& input, int i, const float* in, fl
       .stride = heads * head, .offset = spec.nope_dim, .groups = heads, .group_stride = head, .width = spec.rope_dim};
   device_->RotateSlices(qkv_, rows, query_rope, input.positions, rope);
 
-  device_->Linear(in, rows, latent.kv_down, nullptr, latent_);
+  device_->Linear(in, rows, latent.kv_down, OrNull(latent.kv_down_bias), latent_);
   device_->NormSlices(latent_, rows, {.stride = key, .width = spec.kv_rank}, norm(latent.kv_norm));
   device_->RotateSlices(latent_, rows, {.stride = key, .offset = spec.kv_rank, .width = spec.rope_dim}, input.positions, rope);
   device_->AppendLatent(latent_, place.layer, input.slices, kv);
@@ -93,7 +93,7 @@ void Decoder::AttendLatent(const ForwardInput& input, int i, const float* in, fl
                         .out_stride = int64_t{heads} * spec.value_dim,
                         .out_head_stride = spec.value_dim},
                        values_);
-  device_->Linear(values_, rows, latent.o, nullptr, out);
+  device_->Linear(values_, rows, latent.o, OrNull(latent.o_bias), out);
 }
 
 void Decoder::Mlp(const MlpWeights& mlp, int64_t width, int rows, const float* in, float* out) {

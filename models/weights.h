@@ -48,7 +48,8 @@ struct LatentWeights {
   Weight kv_norm;                // [kv_rank]
   std::vector<Weight> query_up;  // per head [kv_rank, nope]
   std::vector<Weight> value_up;  // per head [value_dim, kv_rank]
-  Weight o;                      // [hidden, Hq * value_dim]
+  std::optional<Weight> q_down_bias, kv_down_bias, o_bias;
+  Weight o;  // [hidden, Hq * value_dim]
 };
 
 struct ExpertsWeights {

@@ -197,6 +197,12 @@ void WeightsPlan::AddLatent(const std::string& prefix, LatentWeights* latent) {
     AddLinear(&latent->value_up[h], {RowsOf(name("kv_b_proj"), up_shape, first + spec.nope_dim, spec.value_dim)});
   }
   AddLinear(&latent->o, {Matrix(name("o_proj"), hidden, int64_t{heads} * spec.value_dim)});
+  if (!config_.qkv_bias) return;
+  const auto bias = [&](std::string_view part) { return fmt::format("{}self_attn.{}.bias", prefix, part); };
+  if (spec.q_rank > 0) AddVector(&latent->q_down_bias.emplace(), {Vector(bias("q_a_proj"), spec.q_rank)});
+  AddVector(&latent->kv_down_bias.emplace(),
+            {Vector(bias("kv_a_proj_with_mqa"), kv_rows, {.rows = HalfSplitRows(1, kv_rows, spec.kv_rank, spec.rope_dim)})});
+  AddVector(&latent->o_bias.emplace(), {Vector(bias("o_proj"), hidden)});
 }
 
 void WeightsPlan::AddMlp(const std::string& prefix, const TensorNames& names, int64_t width, bool bias, MlpWeights* mlp) {

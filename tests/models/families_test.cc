@@ -191,7 +191,6 @@ TEST(Families, RefuseWhatTheyCannotCompute) {
   refused("DeepseekV3ForCausalLM", kDeepSeek, {{"topk_method", "greedy"}}, "topk_method 'greedy'");
   refused("DeepseekV2ForCausalLM", kDeepSeek, {{"norm_topk_prob", true}}, "norm_topk_prob is true");
   refused("DeepseekV2ForCausalLM", kDeepSeek, {{"kv_lora_rank", 1023}}, "above the limit of 1024");
-  refused("DeepseekV3ForCausalLM", kDeepSeek, {{"attention_bias", true}}, "attention_bias is true");
   refused("DeepseekV3ForCausalLM", kDeepSeek, {{"quantization_config", {{"quant_method", "fp8"}}}},
           "quantised weights (\"fp8\")");
   refused("LlamaForCausalLM", none, {{"quantization_config", {{"quant_method", "mxfp4"}}}}, "quantised weights (\"mxfp4\")");
