@@ -7,6 +7,7 @@ namespace kvasir {
 namespace {
 
 constexpr int kTaskQueries = 32;    // queries (rows x heads of a group) that share a pass over the pages, about
+constexpr int kTaskHeads = 64;      // at most: larger groups are cut, or their accumulators would not stay in the cache
 constexpr int kItemsPerThread = 4;  // with fewer items than this per thread, items are cut at splits
 
 int64_t CeilDiv(int64_t a, int64_t b) {
@@ -14,7 +15,7 @@ int64_t CeilDiv(int64_t a, int64_t b) {
 }
 
 AttendTask MakeTask(const float* q, const AttentionParams& params, const SequenceSlice& slice, const PagedKv& kv,
-                    const PageRun& run, int head, int first_row, int rows, float* out) {
+                    const PageRun& run, int first_head, int heads, int first_row, int rows, float* out) {
   const KvLayout& layout = kv.layout;
   AttendTask task;
   task.pages = reinterpret_cast<const unsigned char*>(kv.base) + run.k_offset;
@@ -23,14 +24,14 @@ AttendTask MakeTask(const float* q, const AttentionParams& params, const Sequenc
   task.page_bytes = layout.page_bytes();
   task.block_tokens = layout.block_tokens;
   task.head_dim = layout.head_dim;
-  task.group = params.num_q_heads / layout.num_kv_heads;
+  task.group = heads;
   task.keys_only = layout.value_dim > 0;
   task.value_dim = task.keys_only ? layout.value_dim : layout.head_dim;
   task.row_stride = int64_t{params.num_q_heads} * layout.head_dim;
   task.out_stride = int64_t{params.num_q_heads} * task.value_dim;
-  const int64_t row = slice.first_row + first_row, first_head = int64_t{head} * task.group;
-  task.q = q + row * task.row_stride + first_head * layout.head_dim;
-  task.out = out + row * task.out_stride + first_head * task.value_dim;
+  const int64_t row = slice.first_row + first_row;
+  task.q = q + row * task.row_stride + int64_t{first_head} * layout.head_dim;
+  task.out = out + row * task.out_stride + int64_t{first_head} * task.value_dim;
   task.softcap = params.softcap;
   task.sinks = params.sinks != nullptr ? static_cast<const float*>(params.sinks->packed) + first_head : nullptr;
   task.rows = rows;
@@ -63,6 +64,7 @@ unsigned char* AttentionWorkspace::Grow(Buffer& buffer, size_t& have, size_t byt
 void CpuAttention(const AttentionKernels& kernels, ThreadTeam& team, AttentionWorkspace& workspace, const float* q, int layer,
                   const AttentionParams& params, std::span<const SequenceSlice> slices, const PagedKv& kv, float* out) {
   const int group = params.num_q_heads / kv.layout.num_kv_heads;
+  const int parts = int(CeilDiv(group, kTaskHeads)), part_heads = int(CeilDiv(group, parts));
   const int tile_rows = std::max(1, kTaskQueries / group);
   const auto attend = kernels.attend[int(kv.layout.dtype)];
 
@@ -75,13 +77,16 @@ void CpuAttention(const AttentionKernels& kernels, ThreadTeam& team, AttentionWo
       const PageRun run = kv.Lookup(slice.kv, layer, head);
       for (int row = 0; row < slice.num_rows; row += tile_rows) {
         const int rows = std::min(tile_rows, slice.num_rows - row);
-        items.push_back({MakeTask(q, params, slice, kv, run, head, row, rows, out), 0});
+        for (int first = 0; first < group; first += part_heads) {
+          const int heads = std::min(part_heads, group - first);
+          items.push_back({MakeTask(q, params, slice, kv, run, head * group + first, heads, row, rows, out), 0});
+        }
       }
     }
   }
   if (items.empty()) return;
 
-  const size_t thread_bytes = (AttendWorkspaceBytes(most_rows * group, kv.layout.head_dim) + 63) / 64 * 64;
+  const size_t thread_bytes = (AttendWorkspaceBytes(most_rows * part_heads, kv.layout.head_dim) + 63) / 64 * 64;
   unsigned char* scratch = workspace.Threads(thread_bytes * team.size());
   if (team.size() == 1 || int64_t(items.size()) >= int64_t{kItemsPerThread} * team.size()) {
     team.ParallelFor(int64_t(items.size()), 1, [&](int64_t begin, int64_t end, int worker) {

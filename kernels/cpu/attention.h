@@ -1,6 +1,7 @@
 // Paged attention on the CPU, dense and ragged, prefill and decode, for every KV format. Called by CpuDevice.
 //
-// One work item is (sequence, KV head, a few query rows): all its query heads share each pass over the pages. When there are
+// One work item is (sequence, KV head, a few query rows): all its query heads (of a very large group a part) share each pass over
+// the pages. When there are
 // fewer items than threads want, items are also cut at split boundaries; since splits lie at absolute slots and are always
 // merged in order, a query row's result is bit-identical for any batch, chunk and thread count.
 #pragma once

@@ -120,7 +120,7 @@ Bytes PageAt(const AttendTask& task, int64_t page) {
 
 // Pages whose tiles can be read in place.
 bool InPlace(const AttendTask& task) {
-  return !task.keys_only && task.block_tokens % kTileSlots == 0 && task.head_dim % kTileSlots == 0;
+  return task.block_tokens % kTileSlots == 0 && task.head_dim % kTileSlots == 0;
 }
 
 // Tiles of the step's slots [low, high); whole tiles before low are never read from memory that may have been given back.
@@ -135,7 +135,7 @@ void LocateTiles(const AttendTask& task, int64_t step, int low, int high, StepTi
     const int64_t page = slot / task.block_tokens;
     const int64_t inside = slot - page * task.block_tokens;
     Bytes k = PageAt(task, page);
-    tiles.v[tile] = k + task.page_bytes + inside * task.head_dim * kElementBytes<F>;
+    if (!task.keys_only) tiles.v[tile] = k + task.page_bytes + inside * task.head_dim * kElementBytes<F>;
     k += inside * kPair * kElementBytes<F>;
     for (int i = 0; i < kTileVecs; ++i) tiles.k[tile * kTileVecs + i] = k + i * kLanes * kPair * kElementBytes<F>;
   }
@@ -144,7 +144,7 @@ void LocateTiles(const AttendTask& task, int64_t step, int low, int high, StepTi
 void LookAhead(const AttendTask& task, int64_t step, int queries, Ahead& ahead) {
   if (kStepSlots % task.block_tokens != 0) return;
   const int runs = kStepSlots / task.block_tokens;
-  ahead.run_bytes = int64_t(2 * task.page_bytes);
+  ahead.run_bytes = int64_t(task.page_bytes) * (task.keys_only ? 1 : 2);
   for (int i = 0; i < runs; ++i) ahead.runs[runs - 1 - i] = PageAt(task, step / task.block_tokens + i);
   ahead.left = runs - 1;
   ahead.lines = queries <= kQueries ? kLanes / 4 : queries <= 2 * kQueries ? (kLanes / 4 + 1) / 2 : 1;
@@ -158,7 +158,7 @@ void GatherTiles(const AttendTask& task, int64_t step, int low, int high, int pa
   constexpr bool paired = kPaired<F>;
   constexpr int kPair = paired ? 2 : 1, kBytes = kElementBytes<F>;
   __builtin_memset(s.k_tile, 0, size_t{kStepSlots} * padded * kBytes);
-  __builtin_memset(s.v_tile, 0, size_t{kStepSlots} * padded * kBytes);
+  if (!task.keys_only) __builtin_memset(s.v_tile, 0, size_t{kStepSlots} * padded * kBytes);
   for (int i = low; i < high; ++i) {
     const int64_t page = (step + i) / task.block_tokens;
     const int slot = int(step + i - page * task.block_tokens);
@@ -168,15 +168,42 @@ void GatherTiles(const AttendTask& task, int64_t step, int low, int high, int pa
       const int64_t v_to = paired ? (int64_t{i / 2} * padded + j) * 2 + i % 2 : int64_t{i} * padded + j;
       __builtin_memcpy(s.k_tile + k_to * kBytes, k + KElement(paired, task.block_tokens, task.head_dim, slot, j) * kBytes,
                        kBytes);
-      Bytes value = task.keys_only ? k + KElement(paired, task.block_tokens, task.head_dim, slot, j) * kBytes
-                                   : v + VElement(paired, task.block_tokens, task.head_dim, slot, j) * kBytes;
-      if (j < task.value_dim) __builtin_memcpy(s.v_tile + v_to * kBytes, value, kBytes);
+      if (task.keys_only) continue;
+      __builtin_memcpy(s.v_tile + v_to * kBytes, v + VElement(paired, task.block_tokens, task.head_dim, slot, j) * kBytes,
+                       kBytes);
     }
   }
   tiles.k_row = int64_t{kStepSlots} * kPair * kBytes;
   tiles.v_row = int64_t{padded} * kPair * kBytes;
   for (int i = 0; i < kStepVecs; ++i) tiles.k[i] = s.k_tile + int64_t{i} * kLanes * kPair * kBytes;
   for (int i = 0; i < kTiles; ++i) tiles.v[i] = s.v_tile + int64_t{i} * kTileSlots * padded * kBytes;
+}
+
+// Latent KV: turns the step's keys, in place or gathered, into a tile of values. All query heads share the one KV head, so it is
+// paid once for many queries. The slot before an odd low was kept until now, and weighs nothing.
+template <Format F>
+void TransposeValues(const AttendTask& task, int low, int high, State& s, StepTiles& tiles) {
+  const int width = PaddedHeadDim(task.value_dim);
+  tiles.v_row = int64_t{width} * (kPaired<F> ? 2 : 1) * kElementBytes<F>;
+  for (int i = 0; i < kTiles; ++i) tiles.v[i] = s.v_tile + int64_t{i} * kTileSlots * width * kElementBytes<F>;
+  if constexpr (kPaired<F>) {
+    for (int pair = low / 2; 2 * pair < high; ++pair) {
+      Bytes from = tiles.k[2 * pair / kLanes] + 2 * pair % kLanes * 4;
+      unsigned char* to = s.v_tile + pair * tiles.v_row;
+      for (int j = 0; j < width; j += 2, from += tiles.k_row, to += 8) {  // a 2 x 2 block: dims x slots to slots x dims
+        uint64_t keys;
+        __builtin_memcpy(&keys, from, 8);
+        const uint64_t values = (keys & 0xffff00000000ffffu) | (keys >> 16 & 0xffff0000u) | (keys & 0xffff0000u) << 16;
+        __builtin_memcpy(to, &values, 8);
+      }
+    }
+  } else {
+    for (int slot = low; slot < high; ++slot) {
+      Bytes from = tiles.k[slot / kLanes] + slot % kLanes * kElementBytes<F>;
+      unsigned char* to = s.v_tile + slot * tiles.v_row;
+      for (int j = 0; j < width; ++j, from += tiles.k_row, to += kElementBytes<F>) __builtin_memcpy(to, from, kElementBytes<F>);
+    }
+  }
 }
 
 // scores[n][0 .. NV * kLanes) = q[n] . K for NV vectors of slots.
@@ -415,6 +442,7 @@ void Split(const AttendTask& task, int64_t split, int queries, int padded, State
     } else {
       GatherTiles<F>(task, step, used.low, used.high, padded, s, here);
     }
+    if (task.keys_only) TransposeValues<F>(task, used.low, used.high, s, here);
     int n = 0;
     for (; n + kQueries <= queries; n += kQueries) Step<F, kQueries>(task, step, used, here, ahead, n, padded, s);
     if (queries - n == 3) Step<F, 3>(task, step, used, here, ahead, n, padded, s);

@@ -12,9 +12,11 @@ namespace {
 
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 
-float* Reserve(std::vector<float>& buffer, int64_t count) {
-  if (int64_t(buffer.size()) < count) buffer.resize(size_t(count));
-  return buffer.data();
+constexpr int64_t kRoundPlaces = 4096;  // (row, expert) pairs computed at a time: bounds the scratch
+constexpr int64_t kGrainElements = 1 << 13;
+
+float* Reserve(GemmScratch& buffer, int64_t count) {
+  return reinterpret_cast<float*>(buffer.Reserve(size_t(count) * sizeof(float)));
 }
 
 const float* Floats(const Weight* vector) {
@@ -73,6 +75,28 @@ void RouteRow(const float* logits, const MoeRouting& routing, float* scores, flo
   for (int k = 0; k < routing.top_k; ++k) weights[k] *= scale;
 }
 
+// Counting sort of the (row, expert) pairs by expert, then by row.
+void SortByExpert(ExpertScratch& s, int64_t rows, int64_t num_experts, int top_k, const int32_t* ids, const float* weights) {
+  const int64_t places = rows * top_k;
+  s.first.assign(size_t(num_experts) + 1, 0);
+  for (int64_t i = 0; i < places; ++i) {
+    KVASIR_CHECK(ids[i] >= 0 && ids[i] < num_experts, "expert {} but the layer has {}", ids[i], num_experts);
+    ++s.first[size_t(ids[i]) + 1];
+  }
+  std::partial_sum(s.first.begin(), s.first.end(), s.first.begin());
+  s.next.assign(s.first.begin(), s.first.end() - 1);
+  s.row_at.resize(size_t(places));
+  s.weight_at.resize(size_t(places));
+  s.places.resize(size_t(places));
+  for (int64_t i = 0; i < places; ++i) {
+    const int32_t place = s.next[size_t(ids[i])]++;
+    s.row_at[size_t(place)] = int32_t(i / top_k);
+    s.weight_at[size_t(place)] = weights[i];
+    s.places[size_t(i)] = place;
+  }
+  for (int64_t row = 0; row < rows; ++row) std::sort(s.places.begin() + row * top_k, s.places.begin() + (row + 1) * top_k);
+}
+
 }  // namespace
 
 void CpuRoute(ThreadTeam& team, const float* logits, int rows, const MoeRouting& routing, int32_t* ids, float* weights) {
@@ -88,53 +112,55 @@ void CpuRoute(ThreadTeam& team, const float* logits, int rows, const MoeRouting&
 void CpuExperts(const GemmKernels& gemm, const FusedKernels& fused, ThreadTeam& team, GemmScratch& gemm_scratch,
                 ExpertScratch& scratch, const float* in, int rows, const MoeWeights& experts, const ActivationParams& activation,
                 int top_k, const int32_t* ids, const float* weights, float* out) {
-  const int num_experts = int(experts.down.size());
+  if (rows <= 0) return;
   const int64_t width = experts.down[0].rows, ffn = experts.down[0].cols;
-  // Rows by expert, each expert's in row order.
-  scratch.first.assign(size_t(num_experts) + 1, 0);
-  for (int64_t i = 0; i < int64_t{rows} * top_k; ++i) ++scratch.first[size_t(ids[i]) + 1];
-  std::partial_sum(scratch.first.begin(), scratch.first.end(), scratch.first.begin());
-  scratch.rows.resize(size_t(rows) * size_t(top_k));
-  Reserve(scratch.weights, int64_t{rows} * top_k);
-  std::vector<int32_t>& next = scratch.first;
-  for (int64_t i = 0; i < int64_t{rows} * top_k; ++i) {
-    const int32_t to = next[size_t(ids[i])]++;
-    scratch.rows[size_t(to)] = int32_t(i / top_k);
-    scratch.weights[size_t(to)] = weights[i];
-  }
-  // Filling has moved each expert's beginning to its end, which is the next one's beginning.
-  std::fill_n(out, int64_t{rows} * width, 0.0f);
-  for (int e = 0; e < num_experts; ++e) {
-    const int32_t begin = e == 0 ? 0 : next[size_t(e) - 1], end = next[size_t(e)];
-    const int count = end - begin;
-    if (count == 0) continue;
-    float* x = Reserve(scratch.in, int64_t{count} * width);
-    float* up = Reserve(scratch.up, int64_t{count} * 2 * ffn);
-    float* activated = Reserve(scratch.activated, int64_t{count} * ffn);
-    float* y = Reserve(scratch.out, int64_t{count} * width);
-    for (int32_t i = 0; i < count; ++i) std::copy_n(in + int64_t{scratch.rows[size_t(begin + i)]} * width, width, x + i * width);
-    const auto bias = [&](std::span<const Weight> biases) { return biases.empty() ? nullptr : Floats(&biases[size_t(e)]); };
-    PanelLinear(gemm, team, gemm_scratch, x, count, experts.gate_up[size_t(e)], bias(experts.gate_up_bias), up);
-    CpuActivate(fused, team, activation, true, up, count, int(ffn), activated);
-    PanelLinear(gemm, team, gemm_scratch, activated, count, experts.down[size_t(e)], bias(experts.down_bias), y);
-    for (int32_t i = 0; i < count; ++i)
-      fused.add_scaled(out + int64_t{scratch.rows[size_t(begin + i)]} * width, y + i * width, scratch.weights[size_t(begin + i)],
-                       width);
+  SortByExpert(scratch, rows, int64_t(experts.down.size()), top_k, ids, weights);
+  const int64_t places = int64_t{rows} * top_k, most = std::min(places, kRoundPlaces);
+  float *x = Reserve(scratch.in, most * width), *up = Reserve(scratch.up, most * 2 * ffn),
+        *activated = Reserve(scratch.activated, most * ffn), *y = Reserve(scratch.out, most * width);
+  const int64_t grain = std::max<int64_t>(1, kGrainElements / width);
+  const auto bias = [](std::span<const Weight> biases, size_t e) { return biases.empty() ? nullptr : Floats(&biases[e]); };
+  size_t expert = 0;
+  for (int64_t begin = 0; begin < places; begin += most) {
+    const int64_t end = std::min(begin + most, places);
+    team.ParallelFor(end - begin, grain, [&](int64_t from, int64_t to, int) {
+      for (int64_t i = from; i < to; ++i) std::copy_n(in + scratch.row_at[size_t(begin + i)] * width, width, x + i * width);
+    });
+    scratch.up_jobs.clear();
+    scratch.down_jobs.clear();
+    for (int64_t place = begin; place < end;) {
+      while (scratch.first[expert + 1] <= place) ++expert;
+      const int64_t count = std::min<int64_t>(scratch.first[expert + 1], end) - place, at = place - begin;
+      scratch.up_jobs.push_back({x + at * width, width, count, &experts.gate_up[expert], bias(experts.gate_up_bias, expert),
+                                 up + at * 2 * ffn, 2 * ffn});
+      scratch.down_jobs.push_back(
+          {activated + at * ffn, ffn, count, &experts.down[expert], bias(experts.down_bias, expert), y + at * width, width});
+      place += count;
+    }
+    PanelLinears(gemm, team, gemm_scratch, scratch.up_jobs);
+    CpuActivate(fused, team, activation, true, up, int(end - begin), int(ffn), activated);
+    PanelLinears(gemm, team, gemm_scratch, scratch.down_jobs);
+    team.ParallelFor(rows, grain, [&](int64_t from, int64_t to, int) {
+      for (int64_t row = from; row < to; ++row) {
+        if (begin == 0) std::fill_n(out + row * width, width, 0.0f);
+        for (int k = 0; k < top_k; ++k) {
+          const int64_t place = scratch.places[size_t(row * top_k + k)];
+          if (place < begin || place >= end) continue;
+          fused.add_scaled(out + row * width, y + (place - begin) * width, scratch.weight_at[size_t(place)], width);
+        }
+      }
+    });
   }
 }
 
 void CpuLinearHeads(const GemmKernels& gemm, ThreadTeam& team, GemmScratch& gemm_scratch, ExpertScratch& scratch, const float* in,
                     int rows, std::span<const Weight> weights, const HeadLinear& at, float* out) {
-  const int64_t in_width = weights[0].cols, out_width = weights[0].rows;
-  float* x = Reserve(scratch.in, rows * in_width);
-  float* y = Reserve(scratch.out, rows * out_width);
-  for (size_t h = 0; h < weights.size(); ++h) {
-    for (int64_t i = 0; i < rows; ++i)
-      std::copy_n(in + i * at.in_stride + int64_t(h) * at.in_head_stride, in_width, x + i * in_width);
-    PanelLinear(gemm, team, gemm_scratch, x, rows, weights[h], nullptr, y);
-    for (int64_t i = 0; i < rows; ++i)
-      std::copy_n(y + i * out_width, out_width, out + i * at.out_stride + int64_t(h) * at.out_head_stride);
+  scratch.up_jobs.clear();
+  for (int64_t h = 0; h < int64_t(weights.size()); ++h) {
+    scratch.up_jobs.push_back({in + h * at.in_head_stride, at.in_stride, rows, &weights[size_t(h)], nullptr,
+                               out + h * at.out_head_stride, at.out_stride});
   }
+  PanelLinears(gemm, team, gemm_scratch, scratch.up_jobs);
 }
 
 }  // namespace kvasir

@@ -1,5 +1,6 @@
-// Mixture of experts and head-wise linears on the CPU. Called by CpuDevice; arguments as in device.h. A row's result is a sum
-// over its own experts by rising id, each computed by the ordinary Linear path, so it does not depend on the other rows.
+// Mixture of experts and head-wise linears on the CPU. Called by CpuDevice; arguments as in device.h. Rows are sorted by expert
+// and all experts' products run together, so each weight is read once. A row's result is a sum over its own experts by rising id,
+// each computed by the ordinary linear path, so it does not depend on the other rows.
 #pragma once
 
 #include <cstdint>
@@ -15,10 +16,13 @@ namespace kvasir {
 
 // Scratch that grows to what the largest call needs and then stays.
 struct ExpertScratch {
-  std::vector<int32_t> first;  // [experts + 1]: where each expert's rows begin in `rows`
-  std::vector<int32_t> rows;   // row ids, by expert
-  std::vector<float> weights;  // of those
-  std::vector<float> in, up, activated, out;
+  std::vector<int32_t> first;    // [experts + 1]: where each expert's places begin in the sorted order
+  std::vector<int32_t> next;     // [experts]: while sorting
+  std::vector<int32_t> row_at;   // [rows * top_k]: by place
+  std::vector<float> weight_at;  // [rows * top_k]: by place
+  std::vector<int32_t> places;   // [rows, top_k]: each row's places, ascending, so by rising expert
+  std::vector<LinearJob> up_jobs, down_jobs;
+  GemmScratch in, up, activated, out;  // [places of a round, width or ffn]
 };
 
 void CpuRoute(ThreadTeam& team, const float* logits, int rows, const MoeRouting& routing, int32_t* ids, float* weights);

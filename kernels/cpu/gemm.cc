@@ -14,37 +14,68 @@ namespace {
 constexpr int64_t kSerialWork = 32 * 1024;
 constexpr int kPiecesPerThread = 4;  // so that a thread which loses its core does not hold up the others
 
-// The rows of activations as the tiles read them.
-struct Activations {
-  const std::byte* data = nullptr;
-  int64_t stride = 0;  // bytes
-};
-
 // An odd number of cache lines, so that the rows of a tile fall into different cache sets.
 int64_t PaddedStride(int64_t bytes) {
   return ((bytes + 63) / 64 | 1) * 64;
 }
 
-Activations Prepare(const GemmKernels& kernels, ThreadTeam& team, GemmScratch& scratch, const float* in, int64_t rows, int64_t k,
-                    DType dtype) {
-  const bool round = dtype == DType::kBF16;
-  const int64_t row_bytes = k * int64_t{sizeof(float)};
-  // Rows at a power-of-two distance would fight for one cache set while a tile reads them side by side.
-  const bool collide = rows > 4 && row_bytes % 1024 == 0;
-  if (!round && !collide) return {reinterpret_cast<const std::byte*>(in), row_bytes};
-  const int64_t stride = PaddedStride(round ? (k + 1) / 2 * 2 * kernels.bf16_bytes : row_bytes);
-  std::byte* data = scratch.Reserve(size_t(rows * stride));
-  const int64_t grain = std::max<int64_t>(1, kSerialWork / k);
-  team.ParallelFor(rows, grain, [&](int64_t begin, int64_t end, int) {
+// Rows at a power-of-two distance would fight for one cache set while a tile reads them side by side.
+bool MustCopy(const LinearJob& job) {
+  return job.weight->dtype == DType::kBF16 || (job.rows > 4 && job.in_stride * int64_t{sizeof(float)} % 1024 == 0);
+}
+
+// The job that item `item` belongs to, when the items of all jobs are numbered one job after another. A job without items begins
+// where the next one does, so the last job that begins at or before the item is the one.
+template <int64_t GemmScratch::Plan::*kFirst>
+size_t JobOf(std::span<const GemmScratch::Plan> plans, int64_t item) {
+  if (plans.size() == 1) return 0;
+  const auto after = std::upper_bound(plans.begin(), plans.end(), item,
+                                      [](int64_t i, const GemmScratch::Plan& plan) { return i < plan.*kFirst; });
+  return size_t(after - plans.begin()) - 1;
+}
+
+// Rounds or copies the activations of the jobs that want it.
+void Prepare(const GemmKernels& kernels, ThreadTeam& team, GemmScratch& scratch, std::span<const LinearJob> jobs) {
+  std::span<GemmScratch::Plan> plans = scratch.plans;
+  size_t bytes = 0;
+  int64_t rows = 0, widest = 1;
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    const LinearJob& job = jobs[i];
+    GemmScratch::Plan& plan = plans[i];
+    const int64_t k = job.weight->cols;
+    plan.copied = MustCopy(job);
+    plan.first_row = rows;
+    if (!plan.copied) {
+      plan.a = reinterpret_cast<const std::byte*>(job.in);
+      plan.a_stride = job.in_stride * int64_t{sizeof(float)};
+      continue;
+    }
+    const bool round = job.weight->dtype == DType::kBF16;
+    plan.a_stride = PaddedStride(round ? (k + 1) / 2 * 2 * kernels.bf16_bytes : k * int64_t{sizeof(float)});
+    plan.a_offset = bytes;
+    bytes += size_t(job.rows * plan.a_stride);
+    rows += job.rows;
+    widest = std::max(widest, k);
+  }
+  if (rows == 0) return;
+  std::byte* data = scratch.Reserve(bytes);
+  for (GemmScratch::Plan& plan : plans) {
+    if (plan.copied) plan.a = data + plan.a_offset;
+  }
+  team.ParallelFor(rows, std::max<int64_t>(1, kSerialWork / widest), [&](int64_t begin, int64_t end, int) {
     for (int64_t row = begin; row < end; ++row) {
-      if (round) {
-        kernels.round_bf16(in + row * k, k, data + row * stride);
+      const size_t i = JobOf<&GemmScratch::Plan::first_row>(plans, row);
+      const LinearJob& job = jobs[i];
+      const GemmScratch::Plan& plan = plans[i];
+      const float* from = job.in + (row - plan.first_row) * job.in_stride;
+      std::byte* to = data + plan.a_offset + (row - plan.first_row) * plan.a_stride;
+      if (job.weight->dtype == DType::kBF16) {
+        kernels.round_bf16(from, job.weight->cols, to);
       } else {
-        std::memcpy(data + row * stride, in + row * k, size_t(row_bytes));
+        std::memcpy(to, from, size_t(job.weight->cols) * sizeof(float));
       }
     }
   });
-  return {data, stride};
 }
 
 GemmKernels::Tile TileOf(const GemmKernels& kernels, DType dtype) {
@@ -75,36 +106,52 @@ std::byte* GemmScratch::Reserve(size_t bytes) {
   return data_.get();
 }
 
-void PanelLinear(const GemmKernels& kernels, ThreadTeam& team, GemmScratch& scratch, const float* in, int64_t rows,
-                 const Weight& weight, const float* bias, float* out) {
-  if (rows <= 0) return;
-  const int64_t k = weight.cols, n = weight.rows;
-  const Activations a = Prepare(kernels, team, scratch, in, rows, k, weight.dtype);
-  const GemmKernels::Tile tile = TileOf(kernels, weight.dtype);
-  const auto* packed = static_cast<const std::byte*>(weight.packed);
-  const int64_t panels = PanelsOf(n);
-  const int64_t panel_bytes = PanelBytes(k, weight.dtype);
+void PanelLinears(const GemmKernels& kernels, ThreadTeam& team, GemmScratch& scratch, std::span<const LinearJob> jobs) {
+  std::vector<GemmScratch::Plan>& plans = scratch.plans;
+  plans.assign(jobs.size(), {});
+  Prepare(kernels, team, scratch, jobs);
 
   // Rows are cut into tiles of nearly equal height. One piece of work is a panel and a run of tiles: all of them, unless there
   // are too few panels to keep the team busy.
-  const int64_t tiles = (rows + kernels.max_rows - 1) / kernels.max_rows;
+  int64_t panels = 0, work = 0, pieces = 0;
+  for (const LinearJob& job : jobs) {
+    panels += PanelsOf(job.weight->rows);
+    work += job.rows * job.weight->rows * job.weight->cols;
+  }
+  if (work == 0) return;
   const int64_t wanted = int64_t{kPiecesPerThread} * team.size();
-  const int64_t runs = team.size() == 1 ? 1 : std::clamp<int64_t>((wanted + panels - 1) / panels, 1, tiles);
-  const int64_t pieces = panels * runs;
-  const int64_t grain = rows * n * k < kSerialWork ? pieces : std::max<int64_t>(1, pieces / wanted);
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    plans[i].tiles = (jobs[i].rows + kernels.max_rows - 1) / kernels.max_rows;
+    plans[i].runs = std::min(team.size() == 1 ? 1 : (wanted + panels - 1) / panels, plans[i].tiles);
+    plans[i].first_piece = pieces;
+    pieces += PanelsOf(jobs[i].weight->rows) * plans[i].runs;
+  }
+  const int64_t grain = work < kSerialWork ? pieces : std::max<int64_t>(1, pieces / wanted);
   team.ParallelFor(pieces, grain, [&](int64_t begin, int64_t end, int) {
     for (int64_t piece = begin; piece < end; ++piece) {
-      const int64_t panel = piece / runs, run = piece % runs;
-      const int64_t column = panel * kPanelColumns;
-      const int columns = int(std::min<int64_t>(kPanelColumns, n - column));
-      const int64_t tile_end = tiles * (run + 1) / runs;
-      for (int64_t t = tiles * run / runs; t < tile_end; ++t) {
-        const int64_t row = rows * t / tiles, row_end = rows * (t + 1) / tiles;
-        tile(a.data + row * a.stride, a.stride, int(row_end - row), packed + panel * panel_bytes, k,
-             bias != nullptr ? bias + column : nullptr, out + row * n + column, n, columns);
+      const size_t i = JobOf<&GemmScratch::Plan::first_piece>(plans, piece);
+      const LinearJob& job = jobs[i];
+      const GemmScratch::Plan& plan = plans[i];
+      const int64_t k = job.weight->cols, panel = (piece - plan.first_piece) / plan.runs,
+                    run = (piece - plan.first_piece) % plan.runs, column = panel * kPanelColumns;
+      const auto* packed = static_cast<const std::byte*>(job.weight->packed) + panel * PanelBytes(k, job.weight->dtype);
+      const int columns = int(std::min<int64_t>(kPanelColumns, job.weight->rows - column));
+      const GemmKernels::Tile tile = TileOf(kernels, job.weight->dtype);
+      const int64_t tile_end = plan.tiles * (run + 1) / plan.runs;
+      for (int64_t t = plan.tiles * run / plan.runs; t < tile_end; ++t) {
+        const int64_t row = job.rows * t / plan.tiles, row_end = job.rows * (t + 1) / plan.tiles;
+        tile(plan.a + row * plan.a_stride, plan.a_stride, int(row_end - row), packed, k,
+             job.bias != nullptr ? job.bias + column : nullptr, job.out + row * job.out_stride + column, job.out_stride, columns);
       }
     }
   });
+}
+
+void PanelLinear(const GemmKernels& kernels, ThreadTeam& team, GemmScratch& scratch, const float* in, int64_t rows,
+                 const Weight& weight, const float* bias, float* out) {
+  if (rows <= 0) return;
+  const LinearJob job = {in, weight.cols, rows, &weight, bias, out, weight.rows};
+  PanelLinears(kernels, team, scratch, {&job, 1});
 }
 
 }  // namespace kvasir

@@ -353,6 +353,31 @@ TEST_P(OpsTest, RouteByHand) {
   }
 }
 
+// More pairs of rows and experts than are computed at a time: the sums go on where they stopped.
+TEST_P(OpsTest, ExpertsOfManyRows) {
+  Rng rng(29);
+  const int rows = 1700, num_experts = 3, top_k = 3, width = 5, ffn = 4;
+  const auto in = Randoms(rng, rows * width, 1), weights = Randoms(rng, rows * top_k, 1);
+  const auto up = Randoms(rng, num_experts * 2 * ffn * width, 1), down = Randoms(rng, num_experts * width * ffn, 1);
+  std::vector<float> outs[2];
+  for (Device* device : {reference_.get(), three_.get()}) {
+    std::vector<Weight> ups, downs;
+    for (int e = 0; e < num_experts; ++e) {
+      ups.push_back(Matrix(*device, Part(up, e * 2 * ffn * width, 2 * ffn * width), 2 * ffn, width, DType::kF32));
+      downs.push_back(Matrix(*device, Part(down, e * width * ffn, width * ffn), width, ffn, DType::kF32));
+    }
+    std::vector<int32_t> ids;
+    for (int i = 0; i < rows * top_k; ++i) ids.push_back((i + i / top_k) % top_k);
+    auto* chosen = static_cast<int32_t*>(device->Allocate(ids.size() * 4, "ids").value());
+    device->CopyToDevice(chosen, ids.data(), ids.size() * 4);
+    float* out = Upload(*device, std::vector<float>(rows * width));
+    device->Experts(Upload(*device, in), rows, {ups, downs, {}, {}}, Activation::kSilu, top_k, chosen, Upload(*device, weights),
+                    out);
+    outs[device == three_.get()] = Download(*device, out, rows * width);
+  }
+  for (int i = 0; i < rows * width; ++i) ASSERT_NEAR(outs[1][i], outs[0][i], 1e-5) << i;
+}
+
 TEST_P(OpsTest, Experts) {
   Rng rng(28);
   for (int round = 0; round < 30; ++round) {
