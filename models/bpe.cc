@@ -32,12 +32,6 @@ struct Link {
 }  // namespace
 
 StatusOr<Bpe> Bpe::Parse(const JsonNode& node) {
-  if (!node.value().is_object()) return InvalidArgument("{} must be an object", node.path());
-  const bool old_form = !node.Has("type") && node.Has("merges") && node.Has("vocab");
-  if (!old_form) {
-    KVASIR_ASSIGN_OR_RETURN(const std::string type, node.String("type"));
-    if (type != "BPE") return InvalidArgument("{}.type '{}' is not supported; supported: BPE", node.path(), type);
-  }
   Bpe bpe;
   KVASIR_ASSIGN_OR_RETURN(bpe.unk_token_, node.StringOr("unk_token", ""));
   KVASIR_ASSIGN_OR_RETURN(bpe.prefix_, node.StringOr("continuing_subword_prefix", ""));
@@ -45,7 +39,8 @@ StatusOr<Bpe> Bpe::Parse(const JsonNode& node) {
   KVASIR_ASSIGN_OR_RETURN(bpe.fuse_unk_, node.BoolOr("fuse_unk", false));
   KVASIR_ASSIGN_OR_RETURN(bpe.byte_fallback_, node.BoolOr("byte_fallback", false));
   KVASIR_ASSIGN_OR_RETURN(bpe.ignore_merges_, node.BoolOr("ignore_merges", false));
-  KVASIR_RETURN_IF_ERROR(bpe.ParseVocab(node));
+  KVASIR_RETURN_IF_ERROR(ReadVocabulary(node, &bpe.pieces_, &bpe.vocab_));
+  bpe.whole_ = std::make_unique<std::atomic<uint8_t>[]>(bpe.pieces_.size());
   if (!bpe.unk_token_.empty()) {
     const auto unk = bpe.TokenId(bpe.unk_token_);
     if (!unk) return node.Wrong("unk_token", "an entry of the vocabulary");
@@ -56,24 +51,23 @@ StatusOr<Bpe> Bpe::Parse(const JsonNode& node) {
   return bpe;
 }
 
-Status Bpe::ParseVocab(const JsonNode& node) {
+Status ReadVocabulary(const JsonNode& node, std::vector<std::unique_ptr<const std::string>>* pieces, TextViewMap<int32_t>* ids) {
   KVASIR_ASSIGN_OR_RETURN(const JsonNode vocab, node.Field("vocab"));
   if (!vocab.value().is_object()) return node.Wrong("vocab", "an object of token: id");
-  vocab_.reserve(vocab.value().size());
+  ids->reserve(vocab.value().size());
   for (const auto& [piece, id_value] : vocab.value().items()) {
     if (!id_value.is_number_unsigned() || id_value.get<uint64_t>() > static_cast<uint64_t>(kMaxTokenId)) {
       return InvalidArgument("{}: token '{}' has id {}; an id must be an integer from 0 to {}", vocab.path(), piece, id_value.dump(-1, ' ', true),
                              kMaxTokenId);
     }
     const auto id = id_value.get<uint32_t>();
-    if (id >= pieces_.size()) pieces_.resize(id + 1);
-    if (pieces_[id] != nullptr) {
-      return InvalidArgument("{}: id {} belongs to both '{}' and '{}'; ids must be unique", vocab.path(), id, *pieces_[id], piece);
+    if (id >= pieces->size()) pieces->resize(id + 1);
+    if ((*pieces)[id] != nullptr) {
+      return InvalidArgument("{}: id {} belongs to both '{}' and '{}'; ids must be unique", vocab.path(), id, *(*pieces)[id], piece);
     }
-    pieces_[id] = std::make_unique<const std::string>(piece);
-    vocab_[*pieces_[id]] = static_cast<int32_t>(id);
+    (*pieces)[id] = std::make_unique<const std::string>(piece);
+    (*ids)[*(*pieces)[id]] = static_cast<int32_t>(id);
   }
-  whole_ = std::make_unique<std::atomic<uint8_t>[]>(pieces_.size());
   return OkStatus();
 }
 

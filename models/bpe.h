@@ -1,6 +1,6 @@
 // Byte-pair encoding: one word of text to token ids, by the merges of tokenizer.json.
 //
-// Used by Tokenizer. Immutable after Parse apart from one atomic byte per token that remembers whether its text encodes to itself;
+// Used by TokenModel. Immutable after Parse apart from one atomic byte per token that remembers whether its text encodes to itself;
 // Encode is thread-safe. A word of n symbols takes O(n log n): the lowest-ranked merge is found by a scan for short words and by a
 // heap over a linked list for long ones. Both apply the same merges in the same order.
 #pragma once
@@ -22,6 +22,9 @@
 namespace kvasir {
 
 inline constexpr int64_t kMaxTokenId = (int64_t{1} << 22) - 1;  // four million; the largest published vocabulary has 262,144
+
+// Reads node.vocab, an object of piece: id, for the models that write it so. The keys of *ids refer to *pieces, which is by id.
+Status ReadVocabulary(const JsonNode& node, std::vector<std::unique_ptr<const std::string>>* pieces, TextViewMap<int32_t>* ids);
 
 class Bpe {
  public:
@@ -48,7 +51,6 @@ class Bpe {
     int32_t id = -1;
   };
 
-  Status ParseVocab(const JsonNode& node);
   Status ParseMerges(const JsonNode& node);
   Status AddMerge(const JsonNode& item, std::string_view left, std::string_view right, uint32_t rank);
   void PrepareCharacters();

@@ -1,6 +1,7 @@
 #include "models/detokenizer.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "models/unicode.h"
 
@@ -24,7 +25,13 @@ std::string IncrementalDetokenizer::Append(int32_t id) {
   if (skip_special_tokens_ && tokenizer_->IsSpecial(id)) return {};
   const std::string* piece = tokenizer_->Piece(id);
   if (piece == nullptr) return {};
-  std::string bytes = tokenizer_->decoder_.DecodeOne(*piece, at_start_);
+  if (!tokenizer_->decoder_.last_differs()) return Decode(*piece, false);
+  const std::string* before = std::exchange(held_, piece);
+  return before == nullptr ? std::string() : Decode(*before, false);
+}
+
+std::string IncrementalDetokenizer::Decode(const std::string& piece, bool last) {
+  std::string bytes = tokenizer_->decoder_.DecodeOne(piece, at_start_, last);
   at_start_ = false;
   return Take(std::move(bytes));
 }
@@ -47,6 +54,7 @@ std::string IncrementalDetokenizer::Take(std::string bytes) {
 
 std::string IncrementalDetokenizer::Finish() {
   std::string text;
+  if (const std::string* last = std::exchange(held_, nullptr)) text = Decode(*last, true);
   AppendLossyUtf8(pending_, true, &text);
   pending_.clear();
   return text;

@@ -25,6 +25,7 @@ class IncrementalDetokenizer {
   std::string Finish();            // what was held back
 
  private:
+  std::string Decode(const std::string& piece, bool last);
   std::string Take(std::string bytes);  // adds bytes, returns the complete text
 
   const Tokenizer* tokenizer_;
@@ -32,6 +33,7 @@ class IncrementalDetokenizer {
   bool at_start_ = true;      // no token has been decoded yet
   int64_t strip_left_ = 0;    // characters still to be dropped at the start of the text
   std::string pending_;       // the beginning of a character
+  const std::string* held_ = nullptr;  // a token that waits for the next, where the last one is written differently
 };
 
 }  // namespace kvasir

@@ -1,7 +1,8 @@
 // The normalizer of tokenizer.json: what happens to text before it is cut into words.
 //
 // Built once by Tokenizer::Parse, then immutable and thread-safe. Supported: Sequence, Prepend, Replace (String, Regex), NFC, NFD,
-// NFKC, NFKD, Lowercase, Strip, StripAccents, ByteLevel. Any other type is refused at load.
+// NFKC, NFKD, Lowercase, Strip, StripAccents, ByteLevel, Precompiled, BertNormalizer, Nmt, and SentencePieceText, which is what a
+// SentencePiece .model asks for (no tokenizer.json has it). Any other type is refused at load.
 #pragma once
 
 #include <string>
@@ -9,6 +10,7 @@
 #include <vector>
 
 #include "kernels/status.h"
+#include "models/charsmap.h"
 #include "models/json_node.h"
 #include "models/text_regex.h"
 #include "models/unicode.h"
@@ -35,17 +37,26 @@ class Normalizer {
   bool empty() const { return steps_.empty(); }
 
   // *start_moved is set when the text no longer begins with what stood first in the original.
-  StatusOr<std::string> Apply(std::string_view text, bool* start_moved) const;
+  // `at_start`: the text is the beginning of what is encoded; only SentencePieceText asks.
+  StatusOr<std::string> Apply(std::string_view text, bool* start_moved, bool at_start = true) const;
 
  private:
-  enum class Kind { kPrepend, kReplace, kForm, kLowercase, kStrip, kStripAccents, kByteLevel };
+  enum class Kind { kPrepend, kReplace, kForm, kLowercase, kStrip, kStripAccents, kByteLevel, kPrecompiled, kBert, kNmt, kSentencePiece };
   struct Step {
     Kind kind;
     std::string content;  // Prepend, Replace
     CutPattern pattern;   // Replace
     NormalForm form = NormalForm::kNfc;
     bool left = false, right = false;  // Strip
+    Charsmap charsmap;                 // Precompiled, SentencePieceText
+    bool clean = false, spaces_chinese = false, strips_accents = false, lowercases = false;          // BertNormalizer
+    bool prefix = false, prefix_everywhere = false, removes_spaces = false;                          // SentencePieceText
   };
+  static StatusOr<Step> ParseStep(const JsonNode& node, std::string_view type);
+  static Status ParseBert(const JsonNode& node, Step* step);
+  static Status ParseSentencePiece(const JsonNode& node, Step* step);
+  static std::string Bert(const Step& step, std::string text);
+  static std::string SentencePieceText(const Step& step, std::string_view text, bool at_start);
   Status Add(const JsonNode& node, int depth);
 
   std::vector<Step> steps_;

@@ -41,6 +41,16 @@ void CutAtWords(std::string_view text, std::vector<Span>* spans) {
   }
 }
 
+// Every `length` characters, and what is left.
+void CutAtLength(std::string_view text, int64_t length, std::vector<Span>* spans) {
+  spans->clear();
+  for (size_t i = 0; i < text.size();) {
+    const size_t begin = i;
+    for (int64_t n = 0; n < length && i < text.size(); ++n) i += CharacterAt(text, i).length;
+    spans->push_back({begin, i, true});
+  }
+}
+
 }  // namespace
 
 StatusOr<PreTokenizer> PreTokenizer::Parse(const JsonNode& node) {
@@ -126,9 +136,25 @@ Status PreTokenizer::Add(const JsonNode& node, int depth) {
   } else if (type == "WhitespaceSplit") {
     step.kind = Kind::kWhitespaceSplit;
     step.behavior = Behavior::kRemoved;
+  } else if (type == "BertPreTokenizer") {  // two steps: white space goes, punctuation stands alone
+    step.kind = Kind::kWhitespaceSplit;
+    step.behavior = Behavior::kRemoved;
+    steps_.push_back(step);
+    step.kind = Kind::kPunctuation;
+    step.behavior = Behavior::kIsolated;
+  } else if (type == "CharDelimiterSplit") {
+    step.kind = Kind::kDelimiter;
+    step.behavior = Behavior::kRemoved;
+    if (!node.Has("delimiter")) return node.Wrong("delimiter", "one character");
+    KVASIR_ASSIGN_OR_RETURN(step.replacement, node.CharacterOr("delimiter", ""));
+  } else if (type == "FixedLength") {
+    step.kind = Kind::kFixedLength;
+    KVASIR_ASSIGN_OR_RETURN(step.length, node.Integer("length"));
+    if (step.length < 1) return node.Wrong("length", "1 or more");
   } else {
     return InvalidArgument(
-        "{}.type '{}' is not supported; supported: Sequence, ByteLevel, Split, Digits, Punctuation, Metaspace, Whitespace, WhitespaceSplit",
+        "{}.type '{}' is not supported; supported: Sequence, ByteLevel, Split, Digits, Punctuation, Metaspace, Whitespace, WhitespaceSplit, "
+        "BertPreTokenizer, CharDelimiterSplit, FixedLength",
         node.path(), type);
   }
   steps_.push_back(std::move(step));
@@ -148,7 +174,11 @@ Status PreTokenizer::Cut(const Step& step, std::string_view text, std::vector<Sp
       CutAtCharacters(text, IsPunctuation, spans);
       break;
     case Kind::kMetaspace:
+    case Kind::kDelimiter:
       CutAtLiteral(text, step.replacement, spans);
+      break;
+    case Kind::kFixedLength:
+      CutAtLength(text, step.length, spans);
       break;
     case Kind::kWhitespace:
       CutAtWords(text, spans);

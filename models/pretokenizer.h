@@ -1,8 +1,8 @@
 // The pre-tokenizer of tokenizer.json: cuts normalized text into the words that BPE sees one at a time.
 //
 // Built once by Tokenizer::Parse, then immutable and thread-safe. Supported: Sequence, ByteLevel, Split, Digits, Punctuation, Metaspace,
-// Whitespace, WhitespaceSplit. Where ByteLevel comes last (nearly always), the words stay raw bytes and `raw_bytes()` tells
-// the model so: the text is never rewritten in the byte-level alphabet.
+// Whitespace, WhitespaceSplit, BertPreTokenizer, CharDelimiterSplit, FixedLength. Where ByteLevel comes last (nearly always), the words
+// stay raw bytes and `raw_bytes()` tells the model so: the text is never rewritten in the byte-level alphabet.
 #pragma once
 
 #include <deque>
@@ -34,7 +34,7 @@ class PreTokenizer {
   Status Split(Piece text, std::vector<Piece>* pieces, std::deque<std::string>* storage) const;
 
  private:
-  enum class Kind { kByteLevel, kSplit, kDigits, kPunctuation, kMetaspace, kWhitespace, kWhitespaceSplit };
+  enum class Kind { kByteLevel, kSplit, kDigits, kPunctuation, kMetaspace, kWhitespace, kWhitespaceSplit, kDelimiter, kFixedLength };
   enum class Behavior { kIsolated, kRemoved, kMergedWithPrevious, kMergedWithNext, kContiguous };
   enum class Prepend { kAlways, kFirst, kNever };
   struct Step {
@@ -45,7 +45,8 @@ class PreTokenizer {
     bool cuts = true;               // ByteLevel.use_regex, Metaspace.split
     bool add_prefix_space = false;  // ByteLevel
     Prepend prepend = Prepend::kAlways;
-    std::string replacement;  // Metaspace: one character
+    std::string replacement;  // Metaspace, CharDelimiterSplit: one character
+    int64_t length = 0;       // FixedLength
   };
   Status Add(const JsonNode& node, int depth);
   static Status AddSplit(const JsonNode& node, Step* step);

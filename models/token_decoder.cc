@@ -59,6 +59,24 @@ std::string Join(const std::vector<std::string>& tokens, std::string_view betwee
 
 std::string ByteLevelBytes(std::string_view token) { return ByteLevelDecode(token).value_or(std::string(token)); }
 
+std::string ReplaceAll(std::string_view text, std::string_view from, std::string_view to) {
+  std::vector<Span> spans;
+  CutAtLiteral(text, from, &spans);
+  std::string out;
+  for (const Span& span : spans) span.is_match ? out.append(to) : out.append(text, span.begin, span.end - span.begin);
+  return out;
+}
+
+// English spacing, in the reference's order.
+std::string CleanEnglish(std::string text) {
+  constexpr std::pair<std::string_view, std::string_view> kRules[] = {
+      {" .", "."}, {" ?", "?"}, {" !", "!"}, {" ,", ","}, {" ' ", "'"}, {" n't", "n't"}, {" 'm", "'m"}, {" do not", " don't"}, {" 's", "'s"},
+      {" 've", "'ve"}, {" 're", "'re"}};
+  if (text.find(' ') == std::string::npos) return text;
+  for (const auto& [from, to] : kRules) text = ReplaceAll(text, from, to);
+  return text;
+}
+
 }  // namespace
 
 int ByteTokenValue(std::string_view token) {
@@ -99,9 +117,20 @@ Status TokenDecoder::ParseStep(const JsonNode& node, std::string_view type, Step
     KVASIR_ASSIGN_OR_RETURN(const std::string scheme, node.StringOr("prepend_scheme", add_prefix_space ? "always" : "never"));
     if (scheme != "always" && scheme != "first" && scheme != "never") return node.Wrong("prepend_scheme", "one of always, first, never");
     step->drops_first = scheme != "never";
+  } else if (type == "WordPiece") {
+    step->kind = Kind::kWordPiece;
+    KVASIR_ASSIGN_OR_RETURN(step->content, node.StringOr("prefix", "##"));
+    KVASIR_ASSIGN_OR_RETURN(step->cleans, node.BoolOr("cleanup", true));
+  } else if (type == "BPEDecoder") {
+    step->kind = Kind::kBpe;
+    KVASIR_ASSIGN_OR_RETURN(step->content, node.StringOr("suffix", "</w>"));
+    if (step->content.empty()) return node.Wrong("suffix", "a non-empty string");
+    if (!steps_.empty()) return InvalidArgument("{}: BPEDecoder after other decoders is not supported; it must come first", node.path());
+    last_differs_ = true;
   } else {
-    return InvalidArgument("{}.type '{}' is not supported; supported: Sequence, ByteLevel, Replace, ByteFallback, Fuse, Strip, Metaspace",
-                           node.path(), type);
+    return InvalidArgument(
+        "{}.type '{}' is not supported; supported: Sequence, ByteLevel, Replace, ByteFallback, Fuse, Strip, Metaspace, WordPiece, BPEDecoder",
+        node.path(), type);
   }
   return OkStatus();
 }
@@ -127,6 +156,18 @@ Status TokenDecoder::Add(const JsonNode& node, int depth) {
   if (step.kind == Kind::kFuse || step.kind == Kind::kByteLevel) fused_ = true;
   steps_.push_back(std::move(step));
   return OkStatus();
+}
+
+std::string TokenDecoder::JoinWordPiece(const Step& step, std::string_view token, bool first) {
+  std::string text(token);
+  if (!first) {
+    if (text.starts_with(step.content)) {
+      text.erase(0, step.content.size());
+    } else {
+      text.insert(0, " ");
+    }
+  }
+  return step.cleans ? CleanEnglish(std::move(text)) : text;
 }
 
 std::string TokenDecoder::ReplaceMarkers(const Step& step, std::string_view token, bool first) {
@@ -167,6 +208,12 @@ void TokenDecoder::Apply(const Step& step, std::vector<std::string>* tokens) {
     case Kind::kMetaspace:
       for (size_t i = 0; i < tokens->size(); ++i) (*tokens)[i] = ReplaceMarkers(step, (*tokens)[i], i == 0);
       break;
+    case Kind::kWordPiece:
+      for (size_t i = 0; i < tokens->size(); ++i) (*tokens)[i] = JoinWordPiece(step, (*tokens)[i], i == 0);
+      break;
+    case Kind::kBpe:
+      for (size_t i = 0; i < tokens->size(); ++i) (*tokens)[i] = ReplaceAll((*tokens)[i], step.content, i + 1 == tokens->size() ? "" : " ");
+      break;
   }
 }
 
@@ -176,7 +223,7 @@ std::string TokenDecoder::Decode(std::vector<std::string> tokens) const {
   return Join(tokens);
 }
 
-std::string TokenDecoder::DecodeOne(std::string_view token, bool first) const {
+std::string TokenDecoder::DecodeOne(std::string_view token, bool first, bool last) const {
   std::string text(token);
   if (steps_.empty()) return first ? text : " " + text;
   for (const Step& step : steps_) {
@@ -196,6 +243,12 @@ std::string TokenDecoder::DecodeOne(std::string_view token, bool first) const {
         break;
       case Kind::kMetaspace:
         text = ReplaceMarkers(step, text, first);
+        break;
+      case Kind::kWordPiece:
+        text = JoinWordPiece(step, text, first);
+        break;
+      case Kind::kBpe:
+        text = ReplaceAll(text, step.content, last ? "" : " ");
         break;
     }
   }

@@ -5,6 +5,8 @@
 #include <filesystem>
 #include <fstream>
 
+#include "models/sentencepiece_model.h"
+#include "models/tiktoken.h"
 #include "models/unicode.h"
 
 namespace kvasir {
@@ -29,6 +31,23 @@ StatusOr<std::optional<std::string>> ReadFile(const std::filesystem::path& path)
   return std::optional<std::string>(std::move(text));
 }
 
+constexpr std::string_view kSentencePieceFiles[] = {"tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model",
+                                                    "spm.model"};
+
+// The name of the vocabulary to read where there is no tokenizer.json; empty where there is none either.
+std::string FindVocabularyFile(const std::filesystem::path& folder) {
+  std::error_code error;
+  for (const std::string_view name : kSentencePieceFiles) {
+    if (std::filesystem::exists(folder / name, error)) return std::string(name);
+  }
+  std::string found;
+  for (std::filesystem::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
+    const std::string name = it->path().filename().string();
+    if (name.ends_with(".tiktoken") && (found.empty() || name < found)) found = name;
+  }
+  return found;
+}
+
 // A field that may be absent: then its node holds null.
 JsonNode Optional(const nlohmann::json& root, const char* key) {
   static const nlohmann::json null;
@@ -40,12 +59,18 @@ JsonNode Optional(const nlohmann::json& root, const char* key) {
 
 StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& dir) {
   const std::filesystem::path folder(dir);
-  KVASIR_ASSIGN_OR_RETURN(const auto json, ReadFile(folder / "tokenizer.json"));
-  if (!json) {
-    return NotFound("{}: no tokenizer.json; Kvasir reads that file only (convert tokenizer.model with transformers' save_pretrained)", dir);
-  }
   KVASIR_ASSIGN_OR_RETURN(const auto config, ReadFile(folder / "tokenizer_config.json"));
-  auto tokenizer = Parse(*json, config.value_or(""));
+  KVASIR_ASSIGN_OR_RETURN(auto json, ReadFile(folder / "tokenizer.json"));
+  std::string other;
+  if (!json) {
+    other = FindVocabularyFile(folder);
+    if (other.empty()) {
+      return NotFound("{}: no tokenizer.json, no SentencePiece model ({}) and no *.tiktoken; add one of them", dir, fmt::join(kSentencePieceFiles, ", "));
+    }
+    KVASIR_ASSIGN_OR_RETURN(json, ReadFile(folder / other));
+    if (!json) return NotFound("{}: the file is gone", (folder / other).string());
+  }
+  auto tokenizer = other.empty() ? Parse(*json, config.value_or("")) : ParseVocabularyFile(*json, other, config.value_or(""));
   if (!tokenizer.ok()) return AtPlace(dir, tokenizer.status());
   KVASIR_ASSIGN_OR_RETURN(const auto roles, ReadFile(folder / "special_tokens_map.json"));
   if (roles) {
@@ -69,27 +94,41 @@ StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Parse(std::string_view tokenizer
   const auto root = nlohmann::json::parse(tokenizer_json.begin(), tokenizer_json.end(), nullptr, false);
   if (root.is_discarded()) return InvalidArgument("tokenizer.json: not valid JSON; it may be cut off, download it again");
   if (!root.is_object()) return InvalidArgument("tokenizer.json: must hold a JSON object");
+  return Make(root, *std::move(config), "tokenizer.json");
+}
 
+StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::ParseVocabularyFile(std::string_view bytes, std::string_view file_name,
+                                                                    std::string_view tokenizer_config_json) {
+  auto config = ParseTokenizerConfig(tokenizer_config_json);
+  if (!config.ok()) return AtPlace("tokenizer_config.json", config.status());
+  const bool tiktoken = file_name.ends_with(".tiktoken") || LooksLikeTiktoken(bytes);
+  const auto root = tiktoken ? TokenizerJsonOfTiktoken(bytes, file_name, *config) : TokenizerJsonOfSentencePiece(bytes, *config);
+  if (!root.ok()) return AtPlace(std::string(file_name), root.status());
+  return Make(*root, *std::move(config), file_name);
+}
+
+StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Make(const nlohmann::json& root, TokenizerConfig config, std::string_view file_name) {
   std::unique_ptr<Tokenizer> t(new Tokenizer);
-  t->config_ = *std::move(config);
+  t->config_ = std::move(config);
+  t->gaps_allowed_ = file_name != "tokenizer.json";
   const auto parse_parts = [&]() -> Status {
-    if (!root.contains("model")) return InvalidArgument("model is missing; it must be an object of type BPE");
+    if (!root.contains("model")) return InvalidArgument("model is missing; it must be an object of type BPE, Unigram or WordPiece");
     KVASIR_ASSIGN_OR_RETURN(t->normalizer_, Normalizer::Parse(Optional(root, "normalizer")));
     KVASIR_ASSIGN_OR_RETURN(t->pre_tokenizer_, PreTokenizer::Parse(Optional(root, "pre_tokenizer")));
-    KVASIR_ASSIGN_OR_RETURN(t->bpe_, Bpe::Parse(Optional(root, "model")));
+    KVASIR_ASSIGN_OR_RETURN(t->model_, TokenModel::Parse(Optional(root, "model")));
     KVASIR_ASSIGN_OR_RETURN(t->decoder_, TokenDecoder::Parse(Optional(root, "decoder")));
-    if (t->pre_tokenizer_.raw_bytes() && !t->bpe_.UseRawBytes()) t->pre_tokenizer_.ForceCharacters();
+    if (t->pre_tokenizer_.raw_bytes() && !t->model_.UseRawBytes()) t->pre_tokenizer_.ForceCharacters();
     KVASIR_RETURN_IF_ERROR(t->ParseAddedTokens(root));
     if (!Optional(root, "post_processor").value().is_null()) {
       KVASIR_RETURN_IF_ERROR(t->ParsePostProcessor(Optional(root, "post_processor"), 0));
     }
     return OkStatus();
   };
-  KVASIR_RETURN_IF_ERROR(AtPlace("tokenizer.json", parse_parts()));
+  KVASIR_RETURN_IF_ERROR(AtPlace(std::string(file_name), parse_parts()));
   for (const AddedToken& token : t->config_.added_tokens) {
     KVASIR_RETURN_IF_ERROR(AtPlace("tokenizer_config.json", t->AddToken(token, "added_tokens_decoder")));
   }
-  KVASIR_RETURN_IF_ERROR(AtPlace("tokenizer.json", t->BuildMatchers()));
+  KVASIR_RETURN_IF_ERROR(AtPlace(std::string(file_name), t->BuildMatchers()));
   t->ApplyConfiguredEnds();
   return t;
 }
@@ -127,8 +166,9 @@ Status Tokenizer::AddToken(const AddedToken& token, std::string_view place) {
     known.special = special;
     return OkStatus();
   }
-  int64_t expected = std::max(bpe_.vocab_count(), max_added_id_ + 1);
-  if (const auto id = bpe_.TokenId(token.content)) expected = *id;
+  int64_t expected = std::max(model_.vocab_count(), max_added_id_ + 1);
+  if (const auto id = model_.TokenId(token.content)) expected = *id;
+  if (gaps_allowed_ && model_.Piece(token.id) == nullptr && !added_by_id_.contains(token.id)) expected = token.id;
   if (expected != token.id) {
     return InvalidArgument("{}: added token '{}' has id {}, but the vocabulary makes it {}; added ids must follow the vocabulary without a gap", place,
                            token.content, token.id, expected);
@@ -141,7 +181,7 @@ Status Tokenizer::AddToken(const AddedToken& token, std::string_view place) {
 }
 
 Status Tokenizer::BuildMatchers() {
-  table_size_ = bpe_.table_size();
+  table_size_ = model_.table_size();
   for (AddedToken& token : added_) {
     token.written = token.content;
     bool ignored = false;
@@ -165,11 +205,26 @@ Status Tokenizer::ParsePostProcessor(const JsonNode& node, int depth) {
   KVASIR_ASSIGN_OR_RETURN(const std::string type, node.String("type"));
   if (type == "ByteLevel") return OkStatus();  // it moves offsets only
   if (type == "TemplateProcessing") return ParseTemplate(node);
+  if (type == "BertProcessing" || type == "RobertaProcessing") return ParsePair(node);
   if (type != "Sequence") {
-    return InvalidArgument("{}.type '{}' is not supported; supported: Sequence, TemplateProcessing, ByteLevel", node.path(), type);
+    return InvalidArgument("{}.type '{}' is not supported; supported: Sequence, TemplateProcessing, ByteLevel, BertProcessing, RobertaProcessing",
+                           node.path(), type);
   }
   KVASIR_ASSIGN_OR_RETURN(const auto parts, node.Array("processors"));
   for (const JsonNode& part : parts) KVASIR_RETURN_IF_ERROR(ParsePostProcessor(part, depth + 1));
+  return OkStatus();
+}
+
+// BertProcessing and RobertaProcessing: "cls" before the text and "sep" after it, each [token, id].
+Status Tokenizer::ParsePair(const JsonNode& node) {
+  for (const auto& [key, ids] : {std::pair{"cls", &prefix_ids_}, {"sep", &suffix_ids_}}) {
+    KVASIR_ASSIGN_OR_RETURN(const JsonNode field, node.Field(key));
+    const auto& pair = field.value();
+    const bool good = pair.is_array() && pair.size() == 2 && pair[0].is_string() && pair[1].is_number_unsigned() &&
+                      pair[1].get<uint64_t>() <= static_cast<uint64_t>(kMaxTokenId);
+    if (!good) return node.Wrong(key, fmt::format("[token, id] with an id from 0 to {}", kMaxTokenId));
+    ids->insert(ids == &prefix_ids_ ? ids->begin() : ids->end(), pair[1].get<int32_t>());
+  }
   return OkStatus();
 }
 
@@ -218,12 +273,12 @@ void Tokenizer::ApplyConfiguredEnds() {
 
 const std::string* Tokenizer::Piece(int32_t id) const {
   if (const auto it = added_by_id_.find(id); it != added_by_id_.end()) return &added_[it->second].written;
-  return bpe_.Piece(id);
+  return model_.Piece(id);
 }
 
 std::optional<int32_t> Tokenizer::TokenId(std::string_view piece) const {
   if (const auto it = added_by_text_.find(piece); it != added_by_text_.end()) return added_[it->second].id;
-  return bpe_.TokenId(piece);
+  return model_.TokenId(piece);
 }
 
 std::optional<int32_t> Tokenizer::RoleId(const std::optional<std::string>& token) const {
@@ -250,7 +305,7 @@ StatusOr<std::vector<int32_t>> Tokenizer::Encode(std::string_view text, bool add
     std::string_view current = segment.text;
     if (!normalizer_.empty()) {
       bool start_moved = false;
-      KVASIR_ASSIGN_OR_RETURN(normalized, normalizer_.Apply(segment.text, &start_moved));
+      KVASIR_ASSIGN_OR_RETURN(normalized, normalizer_.Apply(segment.text, &start_moved, at_start));
       current = normalized;
       at_start = at_start && !start_moved;
     }
@@ -272,7 +327,7 @@ Status Tokenizer::EncodeSegment(std::string_view segment, bool at_start, std::ve
   std::vector<kvasir::Piece> pieces;
   std::deque<std::string> storage;
   KVASIR_RETURN_IF_ERROR(pre_tokenizer_.Split({segment, at_start}, &pieces, &storage));
-  for (const auto& piece : pieces) bpe_.Encode(piece.text, ids);
+  for (const auto& piece : pieces) KVASIR_RETURN_IF_ERROR(model_.Encode(piece.text, ids));
   return OkStatus();
 }
 

@@ -1,7 +1,7 @@
 // Tokenizer: text to token ids and back, exactly as Hugging Face's tokenizers package does for the same tokenizer.json.
 //
 // Used by the server (requests, chat), the command line and the tests. Encode runs: added tokens found in the original text ->
-// normalizer -> added tokens found in the normalized text -> pre-tokenizer -> BPE -> special tokens of the post-processor.
+// normalizer -> added tokens found in the normalized text -> pre-tokenizer -> model (BPE, Unigram, WordPiece) -> special tokens of the post-processor.
 // Immutable after loading; every method is thread-safe. Encode takes O(n log n) in the length of the text, whatever the text.
 #pragma once
 
@@ -17,21 +17,26 @@
 #include "absl/container/flat_hash_map.h"
 #include "kernels/status.h"
 #include "models/added_tokens.h"
-#include "models/bpe.h"
 #include "models/normalizer.h"
 #include "models/pretokenizer.h"
 #include "models/text_map.h"
 #include "models/token_decoder.h"
+#include "models/token_model.h"
 #include "models/tokenizer_config.h"
 
 namespace kvasir {
 
 class Tokenizer {
  public:
-  // Reads tokenizer.json in `dir` and, where present, tokenizer_config.json, special_tokens_map.json, chat_template.jinja and
-  // chat_template.json. Anything that is not supported is refused with its place and name.
+  // Reads tokenizer.json in `dir`, or where there is none a SentencePiece .model or a tiktoken vocabulary, and, where present,
+  // tokenizer_config.json, special_tokens_map.json, chat_template.jinja and chat_template.json. Anything that is not supported is
+  // refused with its place and name.
   static StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& dir);
   static StatusOr<std::unique_ptr<Tokenizer>> Parse(std::string_view tokenizer_json, std::string_view tokenizer_config_json = {});
+
+  // The bytes of a SentencePiece .model or a tiktoken vocabulary; `file_name` tells tiktoken families apart.
+  static StatusOr<std::unique_ptr<Tokenizer>> ParseVocabularyFile(std::string_view bytes, std::string_view file_name,
+                                                                  std::string_view tokenizer_config_json = {});
 
   // InvalidArgument, naming the byte, when `text` is not valid UTF-8. With add_special_tokens the ids of the post-processor (often
   // the beginning-of-text token) are put around. Special tokens written in the text are always recognised.
@@ -54,7 +59,7 @@ class Tokenizer {
   std::optional<int32_t> pad_id() const { return RoleId(config_.pad_token); }
   std::string bos_token() const { return config_.bos_token.value_or(""); }  // empty where there is none
   std::string eos_token() const { return config_.eos_token.value_or(""); }
-  std::string unk_token() const { return config_.unk_token.value_or(bpe_.unk_token()); }
+  std::string unk_token() const { return config_.unk_token.value_or(model_.unk_token()); }
   std::string pad_token() const { return config_.pad_token.value_or(""); }
   // Encode(add_special_tokens = true) puts the beginning-of-text token first.
   bool adds_bos() const { return !prefix_ids_.empty() && bos_id() == prefix_ids_.front(); }
@@ -65,10 +70,12 @@ class Tokenizer {
   friend class IncrementalDetokenizer;
   Tokenizer() = default;
 
+  static StatusOr<std::unique_ptr<Tokenizer>> Make(const nlohmann::json& root, TokenizerConfig config, std::string_view file_name);
   Status ParseAddedTokens(const nlohmann::json& root);
   Status AddToken(const AddedToken& token, std::string_view place);
   Status BuildMatchers();
   Status ParsePostProcessor(const JsonNode& node, int depth);
+  Status ParsePair(const JsonNode& node);
   Status ParseTemplate(const JsonNode& node);
   void ApplyConfiguredEnds();
 
@@ -79,7 +86,7 @@ class Tokenizer {
   TokenizerConfig config_;
   Normalizer normalizer_;
   PreTokenizer pre_tokenizer_;
-  Bpe bpe_;
+  TokenModel model_;
   TokenDecoder decoder_;
   std::vector<AddedToken> added_;                            // in the order of the file
   TextMap<size_t> added_by_text_;  // index into added_
@@ -89,6 +96,7 @@ class Tokenizer {
   std::vector<int32_t> prefix_ids_, suffix_ids_;  // what the post-processor puts around a text
   int32_t table_size_ = 0;
   int32_t max_added_id_ = -1;
+  bool gaps_allowed_ = false;  // added ids need not follow the vocabulary: tiktoken's files leave holes
 };
 
 }  // namespace kvasir

@@ -96,6 +96,7 @@ StatusOr<TokenizerConfig> ParseTokenizerConfig(std::string_view json) {
     if (tokens >= 1 && tokens <= 1e12) config.model_max_length = static_cast<int64_t>(tokens);
   }
   if (root.Has("tokenizer_class") && document["tokenizer_class"].is_string()) config.tokenizer_class = document["tokenizer_class"];
+  KVASIR_ASSIGN_OR_RETURN(config.legacy, root.BoolOr("legacy", false));
   KVASIR_RETURN_IF_ERROR(ReadChatTemplates(root, &config));
   KVASIR_RETURN_IF_ERROR(ReadAddedTokens(root, &config));
   return config;

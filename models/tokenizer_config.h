@@ -20,6 +20,7 @@ struct TokenizerConfig {
   std::optional<bool> add_bos_token, add_eos_token;  // where given, they decide; else the post-processor of tokenizer.json does
   std::optional<int64_t> model_max_length;           // tokens; absent where the file holds the "very large" default
   std::string tokenizer_class;
+  bool legacy = false;  // Llama: the leading space also follows special tokens; matters for SentencePiece .model files only
   std::map<std::string, std::string> chat_templates;  // by name; the unnamed one is "default"
   std::vector<AddedToken> added_tokens;               // added_tokens_decoder, by id
 };

@@ -119,6 +119,17 @@ bool IsMark(char32_t code) {
   return c == UTF8PROC_CATEGORY_MN || c == UTF8PROC_CATEGORY_MC || c == UTF8PROC_CATEGORY_ME;
 }
 
+bool IsNonspacingMark(char32_t code) { return Category(code) == UTF8PROC_CATEGORY_MN; }
+
+bool IsOther(char32_t code) {
+  const auto c = Category(code);
+  return c == UTF8PROC_CATEGORY_CC || c == UTF8PROC_CATEGORY_CF || c == UTF8PROC_CATEGORY_CO;
+}
+
+bool JoinsGrapheme(char32_t before, char32_t after, int32_t* state) {
+  return !utf8proc_grapheme_break_stateful(static_cast<utf8proc_int32_t>(before), static_cast<utf8proc_int32_t>(after), state);
+}
+
 bool IsWord(char32_t code) {
   if (code < 0x80) return (code >= '0' && code <= '9') || ((code | 0x20) >= 'a' && (code | 0x20) <= 'z') || code == '_';
   if (code == 0x200C || code == 0x200D) return true;  // Join_Control

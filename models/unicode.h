@@ -51,7 +51,12 @@ bool IsWhitespace(char32_t code);   // White_Space property
 bool IsNumeric(char32_t code);      // Nd, Nl, No
 bool IsPunctuation(char32_t code);  // P*, and every ASCII punctuation character
 bool IsMark(char32_t code);         // Mn, Mc, Me
+bool IsNonspacingMark(char32_t code);  // Mn
+bool IsOther(char32_t code);           // Cc, Cf, Co
 bool IsWord(char32_t code);         // \w of UTS 18: Alphabetic, marks, Nd, Pc, joiners
+
+// No grapheme cluster ends between `before` and `after`. *state is 0 at the start of a text and is carried along.
+bool JoinsGrapheme(char32_t before, char32_t after, int32_t* state);
 
 enum class NormalForm { kNfc, kNfd, kNfkc, kNfkd };
 std::string Normalize(std::string_view valid_text, NormalForm form);

@@ -220,6 +220,14 @@ void AddPullOptions(CLI::App& app, PullOptions& o) {
   app.add_flag("--text-only", o.text_only, "Configuration, tokenizer and templates; no weights");
 }
 
+void AddTokenizeOptions(CLI::App& app, TokenizeOptions& o) {
+  app.add_option("--model,-m", o.model, "Folder with tokenizer files, or ORG/NAME[@REV] of a hub")->required();
+  app.add_option("--revision", o.revision, "Branch, tag or commit of a hub model");
+  app.add_option("--download-dir", o.download_dir, "Cache of hub models");
+  app.add_flag("--pull,!--no-pull", o.pull, "Fetch a hub model that is not in the cache (on by default)");
+  app.add_flag("--decode", o.decode, "Lines {ids, skip_special_tokens} to {text}, instead of {text, add_special_tokens} to {ids, pieces}");
+}
+
 void AddBenchOptions(CLI::App& app, BenchOptions& o) {
   AddEngineOptions(app, o.engine);
   app.add_option("what", o.what, "What to measure: engine")->required()->check(CLI::IsMember({"engine"}));
@@ -291,6 +299,7 @@ Usage: kvasir COMMAND [FLAGS]
   serve     --model DIR|ORG/NAME  serve a model over HTTP (OpenAI style) and gRPC
   generate  --model DIR -p TEXT  one prompt on the terminal, streaming
   pull      ORG/NAME[@REV]     fetch a model from a hub (HF_ENDPOINT, HF_TOKEN) into the cache shared with its tools
+  tokenize  --model DIR [--decode]   texts from JSON lines on standard input to token ids, or back
   bench     engine [--model DIR] measure the engine beside the machine's ceilings
   version                      print the version
 
@@ -392,11 +401,14 @@ StatusOr<CommandLine> ParseCommandLine(std::vector<std::string> arguments) {
   } else if (command == "pull") {
     line.command = CommandLine::Command::kPull;
     AddPullOptions(app, line.pull);
+  } else if (command == "tokenize") {
+    line.command = CommandLine::Command::kTokenize;
+    AddTokenizeOptions(app, line.tokenize);
   } else if (command == "bench") {
     line.command = CommandLine::Command::kBench;
     AddBenchOptions(app, line.bench);
   } else {
-    const std::string nearest = NearestName(command, {"serve", "generate", "pull", "bench", "version", "help"});
+    const std::string nearest = NearestName(command, {"serve", "generate", "pull", "tokenize", "bench", "version", "help"});
     return InvalidArgument("unknown command '{}'{}", command,
                            nearest.empty() ? ": see 'kvasir --help'" : ": did you mean '" + nearest + "'?");
   }

@@ -83,6 +83,12 @@ struct PullOptions {
   bool text_only = false;  // no weights
 };
 
+struct TokenizeOptions {
+  std::string model, revision, download_dir;
+  bool pull = true;
+  bool decode = false;  // ids to text
+};
+
 struct BenchOptions {
   EngineOptions engine;
   std::string what;  // "engine"
@@ -94,10 +100,11 @@ struct BenchOptions {
 };
 
 struct CommandLine {
-  enum class Command { kServe, kGenerate, kPull, kBench, kVersion, kHelp } command = Command::kHelp;
+  enum class Command { kServe, kGenerate, kPull, kTokenize, kBench, kVersion, kHelp } command = Command::kHelp;
   ServeOptions serve;
   GenerateOptions generate;
   PullOptions pull;
+  TokenizeOptions tokenize;
   BenchOptions bench;
   std::string help;                   // text to print for kHelp
   std::vector<std::string> warnings;  // for the log, once it is set up

@@ -8,6 +8,7 @@
 #include "server/generate.h"
 #include "server/pull_command.h"
 #include "server/serve.h"
+#include "server/tokenize_command.h"
 
 namespace kvasir {
 namespace {
@@ -36,6 +37,8 @@ int Main(int argc, char** argv) {
       return ExitCode(RunGenerate(line->generate));
     case CommandLine::Command::kPull:
       return ExitCode(RunPull(line->pull));
+    case CommandLine::Command::kTokenize:
+      return ExitCode(RunTokenize(line->tokenize, std::cin, std::cout));
     case CommandLine::Command::kBench:
       return ExitCode(RunBenchEngine(line->bench));
   }

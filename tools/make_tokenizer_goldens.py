@@ -6,7 +6,9 @@ that the published tokenizers use, over a vocabulary of a few hundred pieces tra
 texts; each golden.json the ids of each, what the post-processor puts around them ("prefix", "suffix") and, where it is not the text
 itself, the decoded text ("decoded" keeps special tokens, "skipped" leaves them out).
 
-Requirements:  pip install "tokenizers>=0.22"
+The folders sp_* hold SentencePiece .model files, with what the `sentencepiece` package does.
+
+Requirements:  pip install "tokenizers>=0.22" sentencepiece protobuf transformers
 Use:           python3 tools/make_tokenizer_goldens.py [--out tests/data/tokenizers]
 """
 import argparse
@@ -15,8 +17,11 @@ import json
 import pathlib
 import random
 import sys
+import tempfile
 
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+import sentencepiece
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers.utils import sentencepiece_model_pb2_new as sentencepiece_proto
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import compare_tokenizer  # noqa: E402  (the texts come from the same generator)
@@ -183,6 +188,87 @@ def families():
                               end_of_word_suffix="</w>", unk_token="<|end|>")
 
 
+RULES = {"ﬁ": "fi", "ﬀ": "ff", "Ａ": "A", "Ｂ": "B", "Ｃ": "C", "１": "1", "２": "2", "３": "3", "①": "1", "½": "1/2", "…": "...", "e\u0301": "é",
+         "\u00a0": " ", "\u3000": " ", "\t": " ", "\n": " ", "\r": " ", "\u200b": "", "ﾊ": "ハ", "ﷺ": "صلى الله عليه وسلم", "A": "a", "A\u0301": "á"}
+
+
+def sentencepiece_model(**options):
+    """A .model trained on the corpus, with the small charsmap above."""
+    with tempfile.TemporaryDirectory() as folder:
+        rules = pathlib.Path(folder) / "rules.tsv"
+        rules.write_text("".join(" ".join(f"{ord(c):X}" for c in a) + "\t" + " ".join(f"{ord(c):X}" for c in b) + "\n" for a, b in RULES.items()))
+        text = pathlib.Path(folder) / "text"
+        text.write_text("\n".join(line for part in CORPUS for line in part.split("\n")))
+        if options.pop("mapped", False):
+            options["normalization_rule_tsv"] = str(rules)
+        else:
+            options["normalization_rule_name"] = "identity"
+        sentencepiece.SentencePieceTrainer.train(input=str(text), model_prefix=f"{folder}/m", hard_vocab_limit=False, minloglevel=2, **options)
+        return pathlib.Path(f"{folder}/m.model").read_bytes()
+
+
+def other_models():
+    """Unigram and WordPiece, and what goes with them."""
+    proto = sentencepiece_proto.ModelProto()
+    proto.ParseFromString(sentencepiece_model(model_type="unigram", vocab_size=300, mapped=True, character_coverage=0.98))
+    charsmap = normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap)
+
+    def unigram(normalizer, pre_tokenizer, special, decoder, post):
+        tokenizer = Tokenizer(models.Unigram())
+        tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
+        tokenizer.train_from_iterator(CORPUS, trainers.UnigramTrainer(vocab_size=400, show_progress=False, unk_token="<unk>", special_tokens=special))
+        tokenizer.decoder, tokenizer.post_processor = decoder, post
+        return json.loads(tokenizer.to_str())
+
+    ends = processors.TemplateProcessing(single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)])
+    t5 = unigram(charsmap, pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]), ["<pad>", "</s>", "<unk>"],
+                 decoders.Metaspace(), ends)
+    yield "t5", t5
+    yield "xlmr", unigram(normalizers.Sequence([charsmap, normalizers.Strip(left=False, right=True), normalizers.Replace(Regex(" {2,}"), "▁")]),
+                          pre_tokenizers.Metaspace(), ["<s>", "<pad>", "</s>", "<unk>"], decoders.Metaspace(),
+                          processors.RobertaProcessing(("</s>", 2), ("<s>", 0)))
+    whole = copy.deepcopy(t5)
+    whole["model"]["vocab"] += [[f"<0x{b:02X}>", 0.0] for b in range(256)]
+    whole["model"]["byte_fallback"] = True
+    whole.update(normalizer={"type": "Nmt"}, pre_tokenizer=None, decoder=sequence("decoders", {"type": "ByteFallback"}, {"type": "Fuse"}))
+    yield "unigram_bytes", whole
+    for name, options in (("bert", {}), ("bert_cased", {"lowercase": False, "handle_chinese_chars": False})):
+        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(**options), pre_tokenizers.BertPreTokenizer()
+        tokenizer.train_from_iterator(CORPUS, trainers.WordPieceTrainer(vocab_size=400, show_progress=False,
+                                                                        special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]))
+        tokenizer.post_processor, tokenizer.decoder = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2)), decoders.WordPiece()
+        yield name, json.loads(tokenizer.to_str())
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.CharDelimiterSplit(" "), pre_tokenizers.FixedLength(7)])
+    tokenizer.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=350, show_progress=False, special_tokens=["<unk>"], end_of_word_suffix="</w>"))
+    tokenizer.decoder = decoders.BPEDecoder()
+    yield "bpe_decoder", json.loads(tokenizer.to_str())
+
+
+def write_sentencepiece(out, samples):
+    shapes = {"sp_bpe": dict(model_type="bpe", vocab_size=650, byte_fallback=True, remove_extra_whitespaces=False, user_defined_symbols=["<tool_call>", "UPPER"],
+                             control_symbols=["[INST]"], character_coverage=0.98),
+              "sp_unigram": dict(model_type="unigram", vocab_size=650, byte_fallback=True, mapped=True, character_coverage=0.98),
+              "sp_unigram_plain": dict(model_type="unigram", vocab_size=400, add_dummy_prefix=False, character_coverage=0.98)}
+    # Special tokens written in a text are text to SentencePiece, and tokens to everyone else: those texts are compared elsewhere.
+    special = ("<s>", "</s>", "<unk>", "[INST]", "\0", "UPPER", "<tool_call>")
+    for name, options in shapes.items():
+        model = sentencepiece_model(**options)
+        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        (out / name).mkdir(exist_ok=True)
+        (out / name / "tokenizer.model").write_bytes(model)
+        cases = []
+        for sample in samples:
+            ids = [] if any(s in sample for s in special) else processor.encode(sample)
+            decoded = processor.decode([i for i in ids if not processor.is_unknown(i)])
+            case = {"ids": ids} | ({"skipped": decoded} if decoded != sample else {}) | ({} if ids else {"omitted": True})
+            cases.append(json.dumps(case, ensure_ascii=False, separators=(",", ":")))
+        joined = ",\n".join(cases)
+        (out / name / "golden.json").write_text(f'{{"prefix":[{processor.bos_id()}],"suffix":[],"cases":[\n{joined}]}}\n')
+        print(f"{name}: {processor.get_piece_size()} pieces, {sum(f.stat().st_size for f in (out / name).iterdir())} bytes")
+
+
 def suffix_model(model):
     """Every piece also with "</w>", and every merge also in the form that ends a word (tried first)."""
     model = copy.deepcopy(model)
@@ -211,7 +297,8 @@ def main():
     samples = texts(special)
     out.mkdir(parents=True, exist_ok=True)
     (out / "texts.json").write_text(json.dumps(samples, ensure_ascii=False, separators=(",\n", ":")) + "\n")
-    for name, tokenizer in families():
+    write_sentencepiece(out, samples)
+    for name, tokenizer in [*families(), *other_models()]:
         folder = out / name
         folder.mkdir(exist_ok=True)
         text = json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":"))
@@ -222,7 +309,8 @@ def main():
         for sample in samples:
             ids = reference.encode(sample, add_special_tokens=False).ids
             whole = reference.encode(sample, add_special_tokens=True).ids
-            before = len(empty) if whole[len(empty):] == ids else 0
+            if not cases:  # the first text tells what stands before it
+                before = next(n for n in range(len(empty), -1, -1) if whole == empty[:n] + ids + empty[n:])
             assert whole == empty[:before] + ids + empty[before:], (name, sample)
             case = {"ids": ids}
             for key, skip in (("decoded", False), ("skipped", True)):

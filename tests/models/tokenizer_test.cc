@@ -89,8 +89,8 @@ TEST(TokenizerTest, RefusesUnknownComponentsByName) {
     EXPECT_THAT(LoadError(json), HasSubstr("nested deeper than 16"));
   }
   Json json = Small();
-  json["model"]["type"] = "Unigram";
-  EXPECT_THAT(LoadError(json), HasSubstr("model.type 'Unigram' is not supported; supported: BPE"));
+  json["model"]["type"] = "WordLevel";
+  EXPECT_THAT(LoadError(json), HasSubstr("model.type 'WordLevel' is not supported; supported: BPE, Unigram, WordPiece"));
 }
 
 TEST(TokenizerTest, RefusesBadParts) {
