@@ -37,10 +37,9 @@ void Score(const float* logits, const MoeRouting& routing, float* scores) {
   }
 }
 
-// Takes the experts of all but the best groups out of the choice.
-void LimitGroups(const MoeRouting& routing, float* choice) {
+// Takes the experts of all but the best groups out of the choice. `scores` is scratch [num_groups].
+void LimitGroups(const MoeRouting& routing, float* choice, float* scores) {
   const int per_group = routing.num_experts / routing.num_groups;
-  std::vector<std::pair<float, int>> groups(size_t(routing.num_groups));
   for (int g = 0; g < routing.num_groups; ++g) {
     float best = kNever, second = kNever;
     for (int e = g * per_group; e < (g + 1) * per_group; ++e) {
@@ -49,11 +48,17 @@ void LimitGroups(const MoeRouting& routing, float* choice) {
       else if (choice[e] > second)
         second = choice[e];
     }
-    groups[size_t(g)] = {routing.group_score_top2 ? best + second : best, g};
+    scores[g] = routing.group_score_top2 && per_group > 1 ? best + second : best;
   }
-  std::stable_sort(groups.begin(), groups.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
-  for (int g = routing.top_groups; g < routing.num_groups; ++g)
-    std::fill_n(choice + groups[size_t(g)].second * per_group, per_group, kNever);
+  for (int left = routing.num_groups; left > routing.top_groups; --left) {  // the worst; of equals the last
+    int worst = -1;
+    for (int g = 0; g < routing.num_groups; ++g) {
+      if (!std::isnan(scores[g]) && (worst < 0 || scores[g] <= scores[worst])) worst = g;
+    }
+    if (worst < 0) return;  // nothing but NaN: the row is lost anyway
+    scores[worst] = std::numeric_limits<float>::quiet_NaN();
+    std::fill_n(choice + worst * per_group, per_group, kNever);
+  }
 }
 
 void RouteRow(const float* logits, const MoeRouting& routing, float* scores, float* choice, int32_t* ids, float* weights) {
@@ -61,7 +66,7 @@ void RouteRow(const float* logits, const MoeRouting& routing, float* scores, flo
   Score(logits, routing, scores);
   const float* correction = Floats(routing.correction);
   for (int e = 0; e < n; ++e) choice[e] = scores[e] + (correction != nullptr ? correction[e] : 0);
-  if (routing.top_groups < routing.num_groups) LimitGroups(routing, choice);
+  if (routing.top_groups < routing.num_groups) LimitGroups(routing, choice, choice + n);
   float sum = 0;
   for (int k = 0; k < routing.top_k; ++k) {
     const int best = int(std::max_element(choice, choice + n) - choice);  // the first of equals
@@ -70,6 +75,7 @@ void RouteRow(const float* logits, const MoeRouting& routing, float* scores, flo
     weights[k] = routing.score == MoeRouting::Score::kTopKThenSoftmax ? std::exp(scores[best] - scores[ids[0]]) : scores[best];
     sum += weights[k];
   }
+  if (routing.score == MoeRouting::Score::kSigmoid) sum += 1e-20f;  // all of them may be 0
   const bool divide = routing.normalize || routing.score == MoeRouting::Score::kTopKThenSoftmax;
   const float scale = routing.scale / (divide ? sum : 1.0f);
   for (int k = 0; k < routing.top_k; ++k) weights[k] *= scale;
@@ -103,7 +109,7 @@ void CpuRoute(ThreadTeam& team, const float* logits, int rows, const MoeRouting&
   const int n = routing.num_experts, top_k = routing.top_k;
   team.ParallelFor(rows, std::max(1, 4096 / n), [&](int64_t begin, int64_t end, int) {
     thread_local std::vector<float> scratch;
-    scratch.resize(std::max(scratch.size(), size_t(2 * n)));
+    scratch.resize(std::max(scratch.size(), size_t(2 * n + routing.num_groups)));
     for (int64_t i = begin; i < end; ++i)
       RouteRow(logits + i * n, routing, scratch.data(), scratch.data() + n, ids + i * top_k, weights + i * top_k);
   });

@@ -299,12 +299,21 @@ TEST_P(CpuDeviceOps, TakeNoHeapMemoryOnceWarm) {
   float* y = Floats(*device, rows * width);
   float* z = Floats(*device, rows * width);
   const std::vector<int32_t> ids(rows, 3);
+  MoeRouting routing;
+  routing.num_experts = 8, routing.top_k = 3, routing.num_groups = 4, routing.top_groups = 2;
+  auto* chosen = reinterpret_cast<int32_t*>(Floats(*device, rows * routing.top_k));
+  const HostMatrix up{values.data(), DType::kF32, 64, 32, "up"}, down{values.data(), DType::kF32, 32, 32, "down"};
+  const std::vector<Weight> ups(8, *device->PackLinear({&up, 1}, DType::kBF16)),
+      downs(8, *device->PackLinear({&down, 1}, DType::kBF16)), heads(2, downs[0]);
   const auto step = [&](int n) {
     device->Embed(table, {ids.data(), size_t(n)}, 1, x);
     device->AddNorm(x, nullptr, 1, {.weight = &scale, .eps = 1e-5f}, n, width, y);
     for (const Weight& weight : weights) device->Linear(y, n, weight, &scale, z);
     device->Activate(Activation::kSilu, true, z, n, width / 2, y);
     device->GatherRows(x, {ids.data(), size_t(n)}, width, y);
+    device->Route(x, n, routing, chosen, z);
+    device->LinearHeads(x, n, heads, {64, 32, 64, 32}, y);
+    device->Experts(x, n, {ups, downs, {}, {}}, Activation::kGelu, routing.top_k, chosen, z, y);
   };
   step(rows);
   const int64_t before = heap_calls.load();

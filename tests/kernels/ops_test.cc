@@ -343,6 +343,10 @@ TEST_P(OpsTest, RouteByHand) {
     EXPECT_THAT(routed.ids, ::testing::ElementsAre(3, 2));
     EXPECT_NEAR(routed.weights[0], 1 / (1 + std::exp(5.0)), 1e-8);
     EXPECT_FLOAT_EQ(routed.weights[1], 0.5f);
+    routing.normalize = true;  // scores that are all 0 divide by something
+    routed = RunRoute(*device, {-200, -200, -200, -200}, 1, routing, {});
+    EXPECT_THAT(routed.weights, ::testing::Each(::testing::AllOf(::testing::Ge(0.0f), ::testing::Le(1.0f))));
+    routing.normalize = false;
     // Of two groups, the one with the best single expert, or with the best pair.
     routing.num_groups = 2;
     routed = RunRoute(*device, {4, -4, 2, 2}, 1, routing, {});
