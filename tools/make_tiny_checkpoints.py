@@ -87,7 +87,7 @@ def fill(model, checkpoint, hidden_size, tied, seed):
         noise = torch.randn(tensor.shape, generator=generator)
         module, _, leaf = key.rpartition(".")
         special = [gain for part, gain in checkpoint.gains.items() if part in key]
-        if special and "norm" in key:
+        if special and ("norm" in key or ".ln_" in key):
             tensor.add_(special[0] + 0.3 * noise)
         elif leaf == "weight" and ("q_norm" in key or "k_norm" in key):
             tensor.add_(0.5 + 0.3 * noise)  # normed queries and keys make flat attention unless their norm's weight is large

@@ -54,8 +54,8 @@ FAMILIES = {
         v4=dict(layer_types=..., max_window_layers=3)),
     "qwen3-yarn": Checkpoint("Qwen3Config", dict(
         vocab_size=100, hidden_size=40, intermediate_size=41, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=1,
-        head_dim=16, tie_word_embeddings=False, attention_bias=True, max_position_embeddings=192,
-        rope_parameters=rope(1000.0, rope_type="yarn", factor=4.0, original_max_position_embeddings=48, beta_fast=8.0)),
+        head_dim=16, tie_word_embeddings=False, attention_bias=True, max_position_embeddings=512,
+        rope_parameters=rope(100.0, rope_type="yarn", factor=4.0, original_max_position_embeddings=128, beta_fast=8.0)),
         ["q/k norm per head", "attention_bias on q, k, v and o", "yarn with beta_fast 8", "untied output"],
         v4=dict(layer_types=..., max_window_layers=2)),
     "phi3": Checkpoint("Phi3Config", dict(
@@ -121,14 +121,14 @@ FAMILIES = {
     "starcoder2": Checkpoint("Starcoder2Config", dict(
         vocab_size=111, hidden_size=42, intermediate_size=83, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=1,
         sliding_window=25, tie_word_embeddings=True, rope_parameters=rope(999.4420358813)),
-        ["LayerNorm with bias", "plain MLP c_fc, gelu_tanh, c_proj", "bias everywhere", "sliding window on every layer"], gains={"embed_tokens": 0.2, "o_proj.weight": 0.4, "c_proj.weight": 0.3},
+        ["LayerNorm with bias", "plain MLP c_fc, gelu_tanh, c_proj", "bias everywhere", "sliding window on every layer"], gains={"embed_tokens": 0.2, "o_proj.weight": 0.4, "c_proj.weight": 0.3, "model.norm.weight": 5.0},
         v4=dict(activation_function="gelu", attention_softmax_in_fp32=True, layer_norm_epsilon=1e-5, mlp_type="default", norm_type="layer_norm",
                 attention_dropout=0.1, residual_dropout=0.1, embedding_dropout=0.1, scale_attention_softmax_in_fp32=True,
                 scale_attn_weights=True, tie_word_embeddings=..., rope_scaling=...)),
     "starcoder2-plain": Checkpoint("Starcoder2Config", dict(
         vocab_size=96, hidden_size=36, intermediate_size=71, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=3,
         sliding_window=None, use_bias=False, tie_word_embeddings=False, hidden_act="gelu", rope_parameters=rope(5000.0)),
-        ["LayerNorm with bias", "no projection bias", "exact gelu", "untied output", "full attention"], v4=dict(rope_scaling=...)),
+        ["LayerNorm with bias", "no projection bias", "exact gelu", "untied output", "full attention"], gains={"lm_head": 2.0}, v4=dict(rope_scaling=...)),
     "cohere2": Checkpoint("Cohere2Config", dict(
         vocab_size=112, hidden_size=42, intermediate_size=45, num_hidden_layers=4, num_attention_heads=3, num_key_value_heads=1,
         sliding_window=21, logit_scale=0.6, layer_types=[SLIDING, SLIDING, FULL, SLIDING], rope_parameters=rope(5000.0)),
@@ -147,8 +147,8 @@ FAMILIES = {
         v4=dict(is_llama_config=True, rope_interleaved=False, **{"transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16", "fp16": "float16"}}})),
     "llama-yarn": Checkpoint("LlamaConfig", dict(
         vocab_size=96, hidden_size=40, intermediate_size=43, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=20,
-        rms_norm_eps=1e-6, tie_word_embeddings=False,
-        rope_parameters=rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=64)),
+        rms_norm_eps=1e-6, tie_word_embeddings=False, max_position_embeddings=4096,
+        rope_parameters=rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=1024)),
         ["yarn with default betas and attention factor"], dtype="float32"),
     "phi4-mini": Checkpoint("Phi3Config", dict(
         vocab_size=103, hidden_size=48, intermediate_size=45, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=1,
@@ -160,25 +160,25 @@ FAMILIES = {
     "gpt2": Checkpoint("GPT2Config", dict(
         vocab_size=101, n_embd=42, n_layer=2, n_head=3),
         ["learned positions", "Conv1D weights ([in, out])", "LayerNorm with bias", "gelu_new", "names without prefix and with mask buffers"],
-        form="publish_gpt2", gains={"wte": 0.2, "wpe": 0.2, "c_attn.weight": 0.25, "c_proj.weight": 0.3},
+        form="publish_gpt2", gains={"wte": 0.2, "wpe": 0.2, "c_attn.weight": 0.25, "c_proj.weight": 0.3, "ln_f.weight": 5.0},
         v4=dict(n_ctx=256, n_inner=..., tie_word_embeddings=..., add_cross_attention=...,
                 task_specific_params={"text-generation": {"do_sample": True, "max_length": 50}})),
     "gpt2-scaled": Checkpoint("GPT2Config", dict(
         vocab_size=99, n_embd=40, n_layer=3, n_head=4, n_inner=71, activation_function="gelu", scale_attn_by_inverse_layer_idx=True,
         tie_word_embeddings=False, layer_norm_epsilon=1e-4),
         ["names with the transformer. prefix", "n_inner", "exact gelu", "attention scale divided by the layer's number", "untied output"],
-        dtype="float32", gains={"wpe": 0.5, "c_attn.weight": 0.25}, v4=dict(n_ctx=256)),
+        dtype="float32", gains={"wpe": 0.5, "c_attn.weight": 0.25, "lm_head": 2.0}, v4=dict(n_ctx=256)),
     "gpt-neox": Checkpoint("GPTNeoXConfig", dict(
         vocab_size=102, hidden_size=48, intermediate_size=95, num_hidden_layers=2, num_attention_heads=3, tie_word_embeddings=False,
         rope_parameters=rope(partial_rotary_factor=0.25)),
         ["parallel residual with two LayerNorms", "partial rotary 0.25", "query_key_value by head", "exact gelu"],
-        gains={"query_key_value.weight": 0.24}, v4=dict(
+        gains={"query_key_value.weight": 0.24, "embed_out": 2.0, "lm_head": 2.0}, v4=dict(
             rotary_pct=0.25, rotary_emb_base=10000, rope_theta=..., rope_scaling=..., partial_rotary_factor=..., attention_bias=...,
             use_parallel_residual=...)),
     "gpt-neox-sequential": Checkpoint("GPTNeoXConfig", dict(
         vocab_size=97, hidden_size=42, intermediate_size=83, num_hidden_layers=2, num_attention_heads=3, tie_word_embeddings=False,
         use_parallel_residual=False, rope_parameters=rope(5000.0, partial_rotary_factor=1.0), hidden_act="gelu_fast"),
-        ["sequential residual", "whole-width rotary", "gelu_fast"], dtype="float32", gains={"query_key_value.weight": 0.24},
+        ["sequential residual", "whole-width rotary", "gelu_fast"], dtype="float32", gains={"query_key_value.weight": 0.24, "embed_out": 2.0, "lm_head": 2.0},
         v4=dict(rotary_pct=1.0, rotary_emb_base=5000, rope_theta=..., rope_scaling=..., attention_bias=...)),
     "mixtral": Checkpoint("MixtralConfig", dict(
         vocab_size=98, hidden_size=40, intermediate_size=29, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=12,
@@ -222,7 +222,7 @@ FAMILIES = {
     "deepseek-v2": Checkpoint("DeepseekV2Config", dict(
         vocab_size=103, hidden_size=42, intermediate_size=49, moe_intermediate_size=21, num_hidden_layers=3, num_attention_heads=3,
         num_key_value_heads=3, kv_lora_rank=22, q_lora_rank=26, qk_nope_head_dim=10, qk_rope_head_dim=8, v_head_dim=14, n_routed_experts=6,
-        n_shared_experts=2, num_experts_per_tok=2, n_group=3, topk_group=2, topk_method="group_limited_greedy", norm_topk_prob=False,
+        n_shared_experts=2, num_experts_per_tok=3, n_group=3, topk_group=2, topk_method="group_limited_greedy", norm_topk_prob=False,
         routed_scaling_factor=1.7, first_k_dense_replace=1, tie_word_embeddings=False,
         rope_parameters=rope(rope_type="yarn", factor=4.0, beta_fast=16, beta_slow=1, mscale=0.707, mscale_all_dim=1.3,
                              original_max_position_embeddings=64)),
