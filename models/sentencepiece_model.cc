@@ -214,7 +214,8 @@ StatusOr<Json> ModelJson(const SpModel& model) {
     return Json{{"type", "Unigram"},
                 {"vocab", std::move(vocab)},
                 {"unk_id", unknown < 0 ? Json() : Json(unknown)},
-                {"byte_fallback", model.byte_fallback}};
+                {"byte_fallback", model.byte_fallback},
+                {"single_precision", true}};
   }
   Json vocab = Json::object();
   for (size_t i = 0; i < model.pieces.size(); ++i) {
@@ -252,7 +253,10 @@ StatusOr<Json> TokenizerJsonOfSentencePiece(std::string_view bytes, const Tokeni
                      {"remove_extra_whitespaces", model.remove_extra_whitespaces}};
   if (!model.charsmap.empty()) normalizer["precompiled_charsmap"] = EncodeBase64(model.charsmap);
   Json decoders = {Replace("\u2581", " "), {{"type", "ByteFallback"}}, {{"type", "Fuse"}}};
-  if (model.add_dummy_prefix) decoders.push_back({{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 0}});
+  if (model.add_dummy_prefix || model.remove_extra_whitespaces) {
+    const int count = model.remove_extra_whitespaces ? 1 << 20 : 1;  // a text that lost its extra spaces begins with none
+    decoders.push_back({{"type", "Strip"}, {"content", " "}, {"start", count}, {"stop", 0}});
+  }
   KVASIR_ASSIGN_OR_RETURN(Json model_json, ModelJson(model));
   return Json{{"added_tokens", std::move(added)},
               {"normalizer", std::move(normalizer)},

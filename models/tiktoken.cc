@@ -149,7 +149,7 @@ StatusOr<Json> TokenizerJsonOfTiktoken(std::string_view bytes, std::string_view 
   Vocabulary vocabulary;
   KVASIR_RETURN_IF_ERROR(ReadVocabulary(bytes, &vocabulary));
   Json vocab = Json::object();
-  for (const auto& [token, rank] : vocabulary.tokens) vocab[ByteLevelEncode(token)] = rank;
+  for (const auto& [token, rank] : vocabulary.tokens) vocab[ByteLevelEncode(token)] = static_cast<uint32_t>(rank);
   const Json split = {{"type", "Split"}, {"pattern", {{"Regex", family.pattern}}}, {"behavior", "Isolated"}, {"invert", false}};
   const Json level = {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", false}, {"use_regex", false}};
   return Json{{"added_tokens", Json::array()},

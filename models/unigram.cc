@@ -26,6 +26,7 @@ Status NoUnknown(std::string_view piece) {
 StatusOr<Unigram> Unigram::Parse(const JsonNode& node) {
   Unigram model;
   KVASIR_ASSIGN_OR_RETURN(model.byte_fallback_, node.BoolOr("byte_fallback", false));
+  KVASIR_ASSIGN_OR_RETURN(model.single_precision_, node.BoolOr("single_precision", false));
   KVASIR_ASSIGN_OR_RETURN(const JsonNode vocab, node.Field("vocab"));
   if (!vocab.value().is_array()) return node.Wrong("vocab", "an array of [piece, score]");
   if (vocab.value().size() > static_cast<size_t>(kMaxTokenId)) {
@@ -107,7 +108,8 @@ Status Unigram::Encode(std::string_view text, std::vector<int32_t>* ids) const {
     return InvalidArgument("a text of {} bytes; the limit is {}; send less", text.size(), kMaxTextBytes);
   thread_local std::vector<Step> best;
   best.assign(text.size() + 1, Step{});
-  const auto reach = [](Step& step, double score, uint32_t length, int32_t id) {
+  const auto reach = [this](Step& step, double score, uint32_t length, int32_t id) {
+    if (single_precision_) score = static_cast<float>(score);
     if (step.length == 0 || score > step.score) step = {score, length, id};
   };
   for (size_t at = 0; at < text.size();) {

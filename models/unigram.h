@@ -58,6 +58,7 @@ class Unigram {
   double unk_score_ = 0.0;
   int32_t unk_id_ = -1;
   bool byte_fallback_ = false;
+  bool single_precision_ = false;  // sums are rounded to floats: SentencePiece's own arithmetic decides between equal cuts
 };
 
 }  // namespace kvasir
