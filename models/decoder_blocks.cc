@@ -60,7 +60,8 @@ void Decoder::AttendLatent(const ForwardInput& input, int i, const float* in, fl
   const int rows = static_cast<int>(input.token_ids.size()), heads = config_.num_q_heads;
   const int64_t head = spec.nope_dim + spec.rope_dim, key = spec.kv_rank + spec.rope_dim;
   const RopeTable rope = Table(config_.layers[i].rope);
-  const auto norm = [&](const Weight& weight) { return Norm{.kind = config_.norm, .weight = &weight, .eps = config_.norm_eps}; };
+  // The norms of the two latents have an epsilon of their own in transformers, whatever rms_norm_eps says.
+  const auto norm = [&](const Weight& weight) { return Norm{.kind = config_.norm, .weight = &weight, .eps = 1e-6f}; };
 
   const float* query_input = in;
   if (latent.q_down) {

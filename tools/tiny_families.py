@@ -184,6 +184,12 @@ FAMILIES = {
         vocab_size=98, hidden_size=40, intermediate_size=29, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=12,
         num_local_experts=4, num_experts_per_tok=2, rms_norm_eps=1e-5, tie_word_embeddings=False, rope_parameters=rope(1e6)),
         ["4 experts, 2 per token, weights normed over the chosen"], v4=dict(rope_scaling=...)),
+    "granite-moe": Checkpoint("GraniteMoeConfig", dict(
+        vocab_size=102, hidden_size=40, intermediate_size=23, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        num_local_experts=5, num_experts_per_tok=2, tie_word_embeddings=True, embedding_multiplier=3.0, residual_multiplier=0.6,
+        attention_multiplier=0.4, logits_scaling=0.5, rope_parameters=rope(5000.0)),
+        ["stacked experts, softmax over the chosen", "embedding, residual, attention and logits multipliers", "tied output"],
+        gains={"embed_tokens": 0.1, "o_proj": 0.4, "output_linear": 0.4}),
     "qwen2-moe": Checkpoint("Qwen2MoeConfig", dict(
         vocab_size=104, hidden_size=42, intermediate_size=57, moe_intermediate_size=23, shared_expert_intermediate_size=37,
         num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=3, num_experts=5, num_experts_per_tok=2, norm_topk_prob=False,
