@@ -178,7 +178,7 @@ void MatchCost(const EngineNullOptions& options, std::vector<EngineNullResult>& 
     cache.Release(kv);
   }
   SequenceKv kv;
-  kv.blocks.reserve(1024);
+  cache.ReserveTables(kv, 16384);
   std::vector<double> times;
   for (int i = 0; i < 50 * options.repeats; ++i) {
     const double start = NowNanos();
@@ -206,7 +206,7 @@ void EvictCost(std::vector<EngineNullResult>& results) {
     }
     SequenceKv kv;
     const int64_t count = std::min<int64_t>(blocks / 2, 50'000);
-    kv.blocks.reserve(size_t(count) + 1);
+    cache.ReserveTables(kv, count * 16);
     std::vector<double> each;
     each.reserve(size_t(count));
     for (int64_t i = 0; i < count; ++i) {

@@ -1,5 +1,6 @@
 #include "memory/prefix_tree.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 
@@ -19,12 +20,15 @@ size_t PrefixTree::SaltHash::operator()(const Salt& salt) const {
   return XXH3_64bits(salt.data(), salt.size());
 }
 
-PrefixTree::PrefixTree(int64_t num_blocks, int block_tokens, std::string fingerprint, int hash_bits)
-    : block_tokens_(block_tokens), fingerprint_(std::move(fingerprint)), hash_bits_(hash_bits) {
-  KVASIR_CHECK(num_blocks < int64_t{1} << 30, "{} blocks", num_blocks);  // so the children fit, and a tag tells the home
-  nodes_.resize(size_t(num_blocks));
-  tokens_.resize(size_t(num_blocks) * size_t(block_tokens));
-  slots_.resize(std::bit_ceil(size_t(num_blocks) * 2 + 2));
+PrefixTree::PrefixTree(int64_t max_nodes, int num_groups, int block_tokens, std::string fingerprint, int hash_bits)
+    : num_groups_(num_groups), block_tokens_(block_tokens), fingerprint_(std::move(fingerprint)), hash_bits_(hash_bits) {
+  KVASIR_CHECK(max_nodes < int64_t{1} << 31, "{} nodes", max_nodes);  // an id leaves room for kRootBit
+  nodes_.resize(size_t(max_nodes));
+  later_blocks_.assign(size_t(max_nodes) * size_t(num_groups - 1), kNone);
+  tokens_.resize(size_t(max_nodes) * size_t(block_tokens));
+  free_nodes_.reserve(size_t(max_nodes));
+  for (int64_t i = max_nodes - 1; i >= 0; --i) free_nodes_.push_back(uint32_t(i));
+  slots_.resize(std::bit_ceil(size_t(max_nodes) * 2 + 2));
   slot_mask_ = slots_.size() - 1;
 }
 
@@ -55,15 +59,15 @@ uint32_t PrefixTree::Find(Cursor& cursor, const int32_t* tokens) const {
   if (cursor.parent == kNone) return kNone;
   const ChainHash hash = Child(cursor.hash, tokens);
   const uint32_t tag = uint32_t(hash.low);
-  for (uint64_t i = hash.low & slot_mask_; slots_[i].block != kNone; i = (i + 1) & slot_mask_) {
+  for (uint64_t i = hash.low & slot_mask_; slots_[i].node != kNone; i = (i + 1) & slot_mask_) {
     if (slots_[i].tag != tag) continue;
-    const uint32_t block = slots_[i].block;
-    const Node& node = nodes_[block];
+    const uint32_t id = slots_[i].node;
+    const Node& node = nodes_[id];
     if (node.hash != hash) continue;
     if (node.parent == cursor.parent &&
-        std::memcmp(&tokens_[size_t{block} * block_tokens_], tokens, sizeof(int32_t) * size_t(block_tokens_)) == 0) {
-      cursor = {block, hash};
-      return block;
+        std::memcmp(&tokens_[size_t{id} * block_tokens_], tokens, sizeof(int32_t) * size_t(block_tokens_)) == 0) {
+      cursor = {id, hash};
+      return id;
     }
     ++collisions_;
   }
@@ -86,32 +90,82 @@ uint32_t PrefixTree::AddRoot(std::span<const std::byte, 32> salt) {
   return root | kRootBit;
 }
 
-void PrefixTree::Insert(Cursor& cursor, const int32_t* tokens, uint32_t block, std::span<const std::byte, 32> salt) {
-  KVASIR_CHECK(!nodes_[block].in_tree, "block {} is published already", block);
-  if (cursor.parent == kNone) cursor.parent = AddRoot(salt);
-  const ChainHash hash = Child(cursor.hash, tokens);
-  nodes_[block] = {.hash = hash, .parent = cursor.parent, .in_tree = true};
-  std::memcpy(&tokens_[size_t{block} * block_tokens_], tokens, sizeof(int32_t) * size_t(block_tokens_));
-  if (cursor.parent & kRootBit) {
-    ++roots_[cursor.parent & ~kRootBit].children;
-  } else {
-    ++nodes_[cursor.parent].children;
+uint32_t PrefixTree::Insert(Cursor& cursor, const int32_t* tokens, std::span<const std::byte, 32> salt) {
+  if (cursor.parent == kNone) {
+    if (free_nodes_.empty() && dead_.empty()) return kNone;  // a root without children would never go
+    cursor.parent = AddRoot(salt);
   }
+  ++(cursor.parent & kRootBit ? roots_[cursor.parent & ~kRootBit].children : nodes_[cursor.parent].children);
+  if (!dead_.empty()) Reap();  // after the parent has got its child: it may be a link itself
+  if (free_nodes_.empty()) {
+    DropChild(cursor.parent);
+    return kNone;
+  }
+  const uint32_t id = free_nodes_.back();
+  free_nodes_.pop_back();
+  const ChainHash hash = Child(cursor.hash, tokens);
+  nodes_[id] = {.hash = hash, .parent = cursor.parent};
+  std::memcpy(&tokens_[size_t{id} * block_tokens_], tokens, sizeof(int32_t) * size_t(block_tokens_));
   uint64_t i = hash.low & slot_mask_;
-  while (slots_[i].block != kNone) i = (i + 1) & slot_mask_;
-  slots_[i] = {uint32_t(hash.low), block};
+  while (slots_[i].node != kNone) i = (i + 1) & slot_mask_;
+  slots_[i] = {uint32_t(hash.low), id};
   ++size_;
-  cursor = {block, hash};
+  cursor = {id, hash};
+  return id;
+}
+
+bool PrefixTree::IsDead(uint32_t id) const {
+  const Node& node = nodes_[id];
+  if (node.children > 0 || node.pins > 0 || node.block != kNone) return false;
+  for (int group = 1; group < num_groups_; ++group) {
+    if (block(id, group) != kNone) return false;
+  }
+  return true;
+}
+
+void PrefixTree::ClearBlock(uint32_t node, int group) {
+  BlockOf(node, group) = kNone;
+  if (!IsDead(node)) return;
+  Remove(node);
+  if (!dead_.empty()) Reap();
+}
+
+void PrefixTree::Unpin(uint32_t node) {
+  KVASIR_CHECK(nodes_[node].pins > 0, "node {} has no pin", node);
+  --nodes_[node].pins;
+  if (!IsDead(node)) return;
+  Remove(node);
+  if (!dead_.empty()) Reap();
+}
+
+void PrefixTree::Remove(uint32_t node) {
+  const uint32_t parent = nodes_[node].parent;
+  EraseSlot(node);
+  nodes_[node] = {};
+  free_nodes_.push_back(node);
+  --size_;
+  DropChild(parent);
+  if (!(parent & kRootBit) && IsDead(parent)) dead_.push_back(parent);
+}
+
+// Each call takes out more than any call adds, so a long chain of links goes while others are made, and never at once.
+void PrefixTree::Reap() {
+  constexpr int kAtOnce = 4;
+  for (int i = 0; i < kAtOnce && !dead_.empty(); ++i) {
+    const uint32_t node = dead_.back();
+    dead_.pop_back();
+    if (nodes_[node].parent != kNone && IsDead(node)) Remove(node);
+  }
 }
 
 // Linear probing without tombstones: entries after the hole move back when their home lies at or before it.
-void PrefixTree::EraseSlot(uint32_t block) {
-  uint64_t hole = nodes_[block].hash.low & slot_mask_;
-  while (slots_[hole].block != block) {
-    KVASIR_CHECK(slots_[hole].block != kNone, "block {} is not in the hash table", block);
+void PrefixTree::EraseSlot(uint32_t node) {
+  uint64_t hole = nodes_[node].hash.low & slot_mask_;
+  while (slots_[hole].node != node) {
+    KVASIR_CHECK(slots_[hole].node != kNone, "node {} is not in the hash table", node);
     hole = (hole + 1) & slot_mask_;
   }
-  for (uint64_t i = (hole + 1) & slot_mask_; slots_[i].block != kNone; i = (i + 1) & slot_mask_) {
+  for (uint64_t i = (hole + 1) & slot_mask_; slots_[i].node != kNone; i = (i + 1) & slot_mask_) {
     const uint64_t home = slots_[i].tag & slot_mask_;
     if (((i - home) & slot_mask_) >= ((i - hole) & slot_mask_)) {
       slots_[hole] = slots_[i];
@@ -133,71 +187,34 @@ void PrefixTree::DropChild(uint32_t parent) {
   }
 }
 
-void PrefixTree::MakeEvictable(uint32_t block) {
-  Node& node = nodes_[block];
-  KVASIR_DCHECK(node.in_tree && !node.evictable, "block {}", block);
-  node.evictable = true;
-  node.prev = tail_;
-  node.next = kNone;
-  (tail_ == kNone ? head_ : nodes_[tail_].next) = block;
-  tail_ = block;
-  ++evictable_;
-}
-
-void PrefixTree::MakeUnevictable(uint32_t block) {
-  Node& node = nodes_[block];
-  KVASIR_DCHECK(node.evictable, "block {}", block);
-  (node.prev == kNone ? head_ : nodes_[node.prev].next) = node.next;
-  (node.next == kNone ? tail_ : nodes_[node.next].prev) = node.prev;
-  node.prev = node.next = kNone;
-  node.evictable = false;
-  --evictable_;
-}
-
-// A cache of a million blocks lies in DRAM, and evicting a block touches four places in it. The next one's are asked for now:
-// when a prompt takes many blocks at once, they arrive while this one is being used.
-void PrefixTree::PrefetchEviction() const {
-  if (head_ == kNone) return;
-  const Node& node = nodes_[head_];
+// A cache of a million blocks lies in DRAM, and giving up a block touches several places in it.
+void PrefixTree::PrefetchRemoval(uint32_t id) const {
+  const Node& node = nodes_[id];
   __builtin_prefetch(&slots_[node.hash.low & slot_mask_], 1);
-  if (node.next != kNone) __builtin_prefetch(&nodes_[node.next], 1);
   if (!(node.parent & kRootBit)) __builtin_prefetch(&nodes_[node.parent], 1);
 }
 
-uint32_t PrefixTree::Evict() {
-  const uint32_t block = head_;
-  if (block == kNone) return kNone;
-  KVASIR_CHECK(nodes_[block].children == 0, "block {} has {} children but is first to be evicted", block,
-               uint32_t(nodes_[block].children));
-  MakeUnevictable(block);
-  EraseSlot(block);
-  DropChild(nodes_[block].parent);
-  nodes_[block] = {};
-  --size_;
-  PrefetchEviction();
-  return block;
-}
-
-Status PrefixTree::Check() const {
-  std::vector<uint32_t> children(nodes_.size());
+Status PrefixTree::Check(std::span<const uint32_t> pins) const {
+  std::vector<uint32_t> children(nodes_.size()), pinned(nodes_.size());
   std::unordered_map<uint32_t, uint32_t> root_children;
-  int64_t in_tree = 0;
-  for (size_t b = 0; b < nodes_.size(); ++b) {
-    const Node& node = nodes_[b];
-    if (!node.in_tree) continue;
+  for (const uint32_t node : pins) ++pinned[node];
+  int64_t in_tree = 0, slots = 0;
+  for (size_t n = 0; n < nodes_.size(); ++n) {
+    const Node& node = nodes_[n];
+    if (node.parent == kNone) continue;
     ++in_tree;
     if (node.parent & kRootBit) {
       ++root_children[node.parent & ~kRootBit];
     } else {
-      if (!nodes_[node.parent].in_tree) return Internal("block {} outlives its parent {}", b, node.parent);
-      if (!node.evictable && nodes_[node.parent].evictable)
-        return Internal("block {} is held but its parent {} is not", b, node.parent);
+      if (nodes_[node.parent].parent == kNone) return Internal("node {} outlives its parent {}", n, node.parent);
       ++children[node.parent];
     }
   }
-  for (size_t b = 0; b < nodes_.size(); ++b) {
-    if (children[b] != nodes_[b].children)
-      return Internal("block {} has {} children, not {}", b, children[b], uint32_t(nodes_[b].children));
+  for (size_t n = 0; n < nodes_.size(); ++n) {
+    if (children[n] != nodes_[n].children) return Internal("node {} has {} children, not {}", n, children[n], nodes_[n].children);
+    if (pinned[n] != nodes_[n].pins) return Internal("node {} has {} pins, not {}", n, pinned[n], nodes_[n].pins);
+    if (nodes_[n].parent == kNone || !IsDead(uint32_t(n))) continue;
+    if (std::find(dead_.begin(), dead_.end(), uint32_t(n)) == dead_.end()) return Internal("node {} is a link to nothing", n);
   }
   for (size_t r = 0; r < roots_.size(); ++r) {
     const auto it = root_of_.find(roots_[r].salt);
@@ -205,18 +222,10 @@ Status PrefixTree::Check() const {
     if (alive && root_children[uint32_t(r)] != roots_[r].children) return Internal("root {} counts its children wrongly", r);
     if (!alive && root_children[uint32_t(r)] != 0) return Internal("root {} is gone but has children", r);
   }
-  if (in_tree != size_) return Internal("{} blocks are in the tree but {} are counted", in_tree, size_);
-  int64_t listed = 0, slots = 0;
-  std::vector<char> passed(nodes_.size());
-  for (uint32_t b = head_; b != kNone; b = nodes_[b].next) {
-    if (!nodes_[b].evictable || ++listed > evictable_) return Internal("the order of eviction is torn at block {}", b);
-    passed[b] = 1;
-    if (!(nodes_[b].parent & kRootBit) && passed[nodes_[b].parent])
-      return Internal("block {} would be evicted after its parent", b);
-  }
-  if (listed != evictable_) return Internal("{} evictable blocks listed, {} counted", listed, evictable_);
-  for (const Slot& slot : slots_) slots += slot.block != kNone;
-  if (slots != size_) return Internal("{} hash slots for {} blocks", slots, size_);
+  if (in_tree != size_) return Internal("{} nodes are in the tree but {} are counted", in_tree, size_);
+  if (size_ + int64_t(free_nodes_.size()) != max_nodes()) return Internal("{} nodes are lost", max_nodes() - size_);
+  for (const Slot& slot : slots_) slots += slot.node != kNone;
+  if (slots != size_) return Internal("{} hash slots for {} nodes", slots, size_);
   return OkStatus();
 }
 

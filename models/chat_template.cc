@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "models/jinja_text.h"
+#include "models/strict_json.h"
 
 namespace kvasir {
 namespace {
@@ -14,8 +15,7 @@ using Json = nlohmann::ordered_json;
 
 // A text no user writes; it marks where the last message ends (the trailing space shows whether the template trims).
 constexpr std::string_view kContinueTag = "CONTINUE_FINAL_MESSAGE_TAG ";
-constexpr std::array<std::string_view, 6> kReserved = {"messages",  "tools",     "documents",
-                                                       "bos_token", "eos_token", "add_generation_prompt"};
+constexpr std::array<std::string_view, 4> kReserved = {"messages", "tools", "documents", "add_generation_prompt"};
 constexpr size_t kMaxArgumentBytes = 4 << 20;
 constexpr int kMaxArgumentDepth = 128;
 
@@ -37,27 +37,6 @@ StatusOr<std::string> JoinParts(const Json& parts, size_t message) {
   return out;
 }
 
-// Brackets that nest deeper than any sane arguments would exhaust the parser's stack.
-bool TooDeep(std::string_view text) {
-  int depth = 0;
-  bool quoted = false;
-  for (size_t i = 0; i < text.size(); i++) {
-    if (quoted) {
-      if (text[i] == '\\')
-        i++;
-      else if (text[i] == '"')
-        quoted = false;
-    } else if (text[i] == '"') {
-      quoted = true;
-    } else if (text[i] == '{' || text[i] == '[') {
-      if (++depth > kMaxArgumentDepth) return true;
-    } else if (text[i] == '}' || text[i] == ']') {
-      depth--;
-    }
-  }
-  return false;
-}
-
 // On the wire tool_calls[].function.arguments is a JSON string; templates want the object.
 Status ParseArguments(Json* message, size_t index) {
   if (!message->contains("tool_calls") || !(*message)["tool_calls"].is_array()) return OkStatus();
@@ -72,14 +51,35 @@ Status ParseArguments(Json* message, size_t index) {
       function["arguments"] = Json::object();
       continue;
     }
-    if (text.size() > kMaxArgumentBytes || TooDeep(text))
-      return InvalidArgument("{} is larger or nests deeper than is accepted", place);
-    Json parsed = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-    if (parsed.is_discarded())
-      return InvalidArgument("{} is not valid JSON; send the arguments as a JSON object in a string", place);
-    function["arguments"] = std::move(parsed);
+    if (text.size() > kMaxArgumentBytes) {
+      return InvalidArgument("{} has {} bytes but the limit is {}; shorten it", place, text.size(), kMaxArgumentBytes);
+    }
+    StatusOr<Json> parsed = ParseStrictJson<Json>(text, {.depth = kMaxArgumentDepth});
+    if (!parsed.ok()) {
+      return InvalidArgument("{} is not valid JSON ({}); send the arguments as a JSON object in a string", place,
+                             Message(parsed.status()));
+    }
+    function["arguments"] = std::move(*parsed);
   }
   return OkStatus();
+}
+
+// A message's reasoning goes by several names; every one that templates read gets it, as transformers arranges it.
+void AliasReasoning(Json* message, bool from_wire) {
+  const Json* found = nullptr;
+  for (const char* name : {"reasoning_content", "thinking", "reasoning"}) {
+    if (const auto it = message->find(name); it != message->end() && !it->is_null()) {
+      found = &*it;
+      break;
+    }
+  }
+  if (found == nullptr) return;
+  const Json reasoning = *found;
+  Json aliased = {{"thinking", message->value("thinking", reasoning)}};
+  for (const auto& [name, value] : message->items()) aliased[name] = value;
+  aliased["reasoning_content"] = reasoning;
+  if (from_wire && !aliased.contains("reasoning")) aliased["reasoning"] = reasoning;
+  *message = std::move(aliased);
 }
 
 // Adds the tag to the end of the last message's text; returns that text.
@@ -116,28 +116,11 @@ StatusOr<std::string> CutAtTag(std::string text, const std::string& final_text) 
   return text;
 }
 
-}  // namespace
-
-StatusOr<ChatTemplate> ChatTemplate::Parse(std::string source, std::string bos_token, std::string eos_token, ContentFormat format,
-                                           const JinjaLimits& limits) {
-  StatusOr<std::shared_ptr<const JinjaTemplate>> parsed = JinjaTemplate::Parse(std::move(source));
-  if (!parsed.ok()) return AtPlace("chat template", parsed.status());
-  ChatTemplate out;
-  out.template_ = std::move(*parsed);
-  out.bos_token_ = std::move(bos_token);
-  out.eos_token_ = std::move(eos_token);
-  out.wants_parts_ =
-      format == ContentFormat::kParts || (format == ContentFormat::kAuto && out.template_->IteratesMember("content"));
-  out.limits_ = limits;
-  return out;
-}
-
-StatusOr<std::string> ChatTemplate::Render(const ChatInput& input) const {
-  if (!input.messages.is_array()) return InvalidArgument("messages must be an array, not {}", input.messages.type_name());
-  if (input.continue_final_message && input.add_generation_prompt) {
-    return InvalidArgument("continue_final_message and add_generation_prompt exclude each other; set only one of them");
-  }
+// The variables that transformers gives a template, but for the messages.
+StatusOr<Json> BaseContext(const ChatInput& input, const std::map<std::string, std::string>& special_tokens) {
   Json context = Json::object();
+  // A model without such a token leaves the variable undefined.
+  for (const auto& [name, token] : special_tokens) context[name] = token;
   if (!input.chat_template_kwargs.is_null()) {
     if (!input.chat_template_kwargs.is_object()) {
       return InvalidArgument("chat_template_kwargs must be an object, not {}", input.chat_template_kwargs.type_name());
@@ -149,14 +132,95 @@ StatusOr<std::string> ChatTemplate::Render(const ChatInput& input) const {
       context[name] = value;
     }
   }
+  context["tools"] = input.tools;
+  context["documents"] = input.documents;
+  context["add_generation_prompt"] = input.add_generation_prompt;
+  return context;
+}
+
+std::string Names(const auto& templates) {
+  std::string out;
+  for (const auto& [name, unused] : templates) out += (out.empty() ? "" : ", ") + name;
+  return out;
+}
+
+}  // namespace
+
+StatusOr<ContentFormat> ParseContentFormat(std::string_view name) {
+  if (name == "auto") return ContentFormat::kAuto;
+  if (name == "string") return ContentFormat::kString;
+  if (name == "openai") return ContentFormat::kParts;
+  return InvalidArgument("the content format '{}' is unknown: use auto, string or openai", name);
+}
+
+StatusOr<ChatTemplate::Entry> ChatTemplate::ParseEntry(std::string source, ContentFormat format) {
+  StatusOr<std::shared_ptr<const JinjaTemplate>> parsed = JinjaTemplate::Parse(std::move(source));
+  if (!parsed.ok()) return AtPlace("chat template", parsed.status());
+  Entry entry{.jinja = std::move(*parsed)};
+  entry.wants_parts =
+      format == ContentFormat::kParts || (format == ContentFormat::kAuto && entry.jinja->IteratesMember("content"));
+  return entry;
+}
+
+StatusOr<ChatTemplate> ChatTemplate::Parse(std::string source, std::string bos_token, std::string eos_token, ContentFormat format,
+                                           const JinjaLimits& limits) {
+  ChatTemplateSources sources;
+  sources.templates["default"] = std::move(source);
+  if (!bos_token.empty()) sources.special_tokens["bos_token"] = std::move(bos_token);
+  if (!eos_token.empty()) sources.special_tokens["eos_token"] = std::move(eos_token);
+  return Make(std::move(sources), format, limits);
+}
+
+StatusOr<ChatTemplate> ChatTemplate::Make(ChatTemplateSources sources, ContentFormat format, const JinjaLimits& limits) {
+  if (sources.templates.empty()) return InvalidArgument("there is no chat template; give one with --chat-template");
+  ChatTemplate out;
+  for (auto& [name, source] : sources.templates) {
+    StatusOr<Entry> entry = ParseEntry(std::move(source), format);
+    if (!entry.ok()) return name == "default" ? entry.status() : AtPlace(fmt::format("'{}'", name), entry.status());
+    out.templates_[name] = std::move(*entry);
+  }
+  out.special_tokens_ = std::move(sources.special_tokens);
+  out.format_ = format;
+  out.limits_ = limits;
+  return out;
+}
+
+const ChatTemplate::Entry& ChatTemplate::Usual() const {
+  const auto it = templates_.find("default");
+  return it != templates_.end() ? it->second : templates_.begin()->second;
+}
+
+StatusOr<ChatTemplate::Entry> ChatTemplate::Choose(const ChatInput& input) const {
+  if (!input.chat_template.empty()) {
+    const auto named = templates_.find(input.chat_template);
+    return named != templates_.end() ? named->second : ParseEntry(input.chat_template, format_);
+  }
+  const auto tool_use = templates_.find("tool_use");
+  if (!input.tools.is_null() && tool_use != templates_.end()) return tool_use->second;
+  const auto usual = templates_.find("default");
+  if (usual != templates_.end()) return usual->second;
+  return InvalidArgument("this model has several chat templates and no default; name one of {} in `chat_template`",
+                         Names(templates_));
+}
+
+StatusOr<std::string> ChatTemplate::Render(const ChatInput& input) const {
+  if (!input.messages.is_array()) return InvalidArgument("messages must be an array, not {}", input.messages.type_name());
+  if (input.continue_final_message && input.add_generation_prompt) {
+    return InvalidArgument("continue_final_message and add_generation_prompt exclude each other; set only one of them");
+  }
+  KVASIR_ASSIGN_OR_RETURN(const Entry entry, Choose(input));
+  KVASIR_ASSIGN_OR_RETURN(Json context, BaseContext(input, special_tokens_));
   Json messages = input.messages;
   for (size_t i = 0; i < messages.size(); i++) {
     Json& message = messages[i];
     if (!message.is_object()) return InvalidArgument("messages[{}] must be an object, not {}", i, message.type_name());
-    if (!wants_parts_ && message.contains("content") && message["content"].is_array()) {
-      KVASIR_ASSIGN_OR_RETURN(message["content"], JoinParts(message["content"], i));
+    if (input.from_wire) {
+      if (!entry.wants_parts && message.contains("content") && message["content"].is_array()) {
+        KVASIR_ASSIGN_OR_RETURN(message["content"], JoinParts(message["content"], i));
+      }
+      KVASIR_RETURN_IF_ERROR(ParseArguments(&message, i));
     }
-    KVASIR_RETURN_IF_ERROR(ParseArguments(&message, i));
+    AliasReasoning(&message, input.from_wire);
   }
   std::string final_text;
   if (input.continue_final_message) {
@@ -164,13 +228,7 @@ StatusOr<std::string> ChatTemplate::Render(const ChatInput& input) const {
     KVASIR_ASSIGN_OR_RETURN(final_text, MarkFinalMessage(&messages));
   }
   context["messages"] = std::move(messages);
-  context["tools"] = input.tools;
-  context["documents"] = input.documents;
-  context["add_generation_prompt"] = input.add_generation_prompt;
-  // A model without such a token leaves the variable undefined, as transformers does.
-  if (!bos_token_.empty()) context["bos_token"] = bos_token_;
-  if (!eos_token_.empty()) context["eos_token"] = eos_token_;
-  KVASIR_ASSIGN_OR_RETURN(std::string text, template_->Render(context, limits_, input.now));
+  KVASIR_ASSIGN_OR_RETURN(std::string text, entry.jinja->Render(context, limits_, input.now));
   if (!input.continue_final_message) return text;
   return CutAtTag(std::move(text), final_text);
 }

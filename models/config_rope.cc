@@ -138,6 +138,7 @@ void ParseRopes(Fields& fields, const Family& family, ModelConfig* config) {
   context.partial = fields.OptionalReal("rotary_pct", 0.0, 1.0).value_or(context.partial);  // GPT-NeoX
   context.original = fields.OptionalInt("original_max_position_embeddings", 1, kMaxPositions).value_or(0);
   const bool two = family.positions == PositionRule::kLocalGlobal;
+  config->ropes.resize(two ? 2 : 1);  // also when the file is wrong: later steps look at them
   const double local_theta = fields.OptionalReal("rope_local_base_freq", 1e-3, 1e15).value_or(10000.0);
 
   const json* scaling = fields.Find("rope_scaling");
@@ -159,10 +160,10 @@ void ParseRopes(Fields& fields, const Family& family, ModelConfig* config) {
     const auto found = chosen->find(key);
     return found != chosen->end() && found->is_object() ? *found : kEmpty;
   };
-  config->ropes = {ParseOne(nested ? part("full_attention") : *chosen, parameters != nullptr, context, fields.status())};
+  config->ropes[0] = ParseOne(nested ? part("full_attention") : *chosen, parameters != nullptr, context, fields.status());
   if (!two) return;
   context.theta = local_theta;
-  config->ropes.push_back(ParseOne(nested ? part("sliding_attention") : kEmpty, true, context, fields.status()));
+  config->ropes[1] = ParseOne(nested ? part("sliding_attention") : kEmpty, true, context, fields.status());
 }
 
 }  // namespace kvasir

@@ -114,6 +114,7 @@ struct Stmt {
   std::vector<ExprPtr> targets, values;
   Scope scope, test_scope, else_scope;
   SlotRef ref;
+  bool recursive = false;  // of a for: `loop(items)` runs it again
   int loop_slot = -1;  // where `loop` lives in the body's scope, or -1
   int caller_slot = -1, kwargs_slot = -1, varargs_slot = -1;
 };

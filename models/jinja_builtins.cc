@@ -65,6 +65,13 @@ StatusOr<Value> MakeNamespace(Evaluator& eval, const Args& args) {
   return ns;
 }
 
+StatusOr<Value> FromKeys(Evaluator& eval, const Value& keys, const Value& value) {
+  KVASIR_ASSIGN_OR_RETURN(const std::vector<Value> names, ToVector(eval.heap(), keys));
+  std::vector<std::pair<Value, Value>> items;
+  for (const Value& name : names) items.emplace_back(name, value.missing() ? Value::None() : value);
+  return eval.heap().Dict(items);
+}
+
 StatusOr<Value> StrftimeNow(Evaluator& eval, const Value& format) {
   KVASIR_ASSIGN_OR_RETURN(const std::string_view text, AsText(format, "strftime_now()"));
   if (text.size() > 256)
@@ -101,6 +108,10 @@ StatusOr<Value> CallFunction(Evaluator& eval, const std::string& name, Args args
   if (name == "dict") {
     KVASIR_ASSIGN_OR_RETURN(const auto items, DictItems(eval, "dict()", args));
     return eval.heap().Dict(items);
+  }
+  if (name == "dict.fromkeys") {
+    KVASIR_ASSIGN_OR_RETURN(const Bound bound, BindArgs("fromkeys()", "/iterable!value", std::move(args)));
+    return FromKeys(eval, bound[0], bound[1]);
   }
   KVASIR_ASSIGN_OR_RETURN(const Bound bound,
                           BindArgs(name + "()", name == "raise_exception" ? "message!" : "format!", std::move(args)));

@@ -39,9 +39,11 @@ struct FilterSpec {
 
 const FilterSpec* FindFilter(std::string_view name);
 const FilterSpec* FindTest(std::string_view name);
+std::string FilterNames();  // "abs, attr, ...", for errors
+std::string TestNames();
 StatusOr<Value> RunFilter(Evaluator& eval, const FilterSpec& spec, const Value& value, Args args);
 
-// The names every template can see: range, namespace, dict, raise_exception, strftime_now.
+// The names every template can see: range, namespace, dict, raise_exception, strftime_now. CallFunction also knows dict.fromkeys.
 extern const std::vector<std::string_view> kGlobalFunctions;
 StatusOr<Value> CallFunction(Evaluator& eval, const std::string& name, Args args);
 

@@ -206,7 +206,7 @@ StatusOr<Value> Evaluator::Call(const Value& callee, Args args) {
       return CallMethod(*this, method.self, method.name, std::move(args));
     }
     case Type::kLoop:
-      return InvalidArgument("the loop is not recursive; recursive loops are not supported, use a macro");
+      return CallLoop(callee.object<LoopObj>(), std::move(args));
     case Type::kUndefined:
       return UndefinedError(callee);
     default:

@@ -30,6 +30,9 @@ struct MacroObj : Object {
 
 // The `loop` variable, and the walk over the loop's items, one item ahead when the template asks for the next one.
 struct LoopObj : Object {
+  const Stmt* stmt = nullptr;  // a recursive loop can be run again, over other items
+  FramePtr outer;
+  int depth0 = 0;
   Value iterable;
   Iterator it;
   Int index0 = -1;
@@ -77,6 +80,10 @@ class Evaluator {
   StatusOr<Flow> ExecStmt(const Stmt& stmt, const FramePtr& frame);
   StatusOr<Flow> ExecIf(const Stmt& stmt, const FramePtr& frame);
   StatusOr<Flow> ExecFor(const Stmt& stmt, const FramePtr& frame);
+  StatusOr<Flow> RunLoop(const Stmt& stmt, Value source, const FramePtr& frame, int depth0);
+  StatusOr<Value> CallLoop(const LoopObj& loop, Args args);
+  // Runs a body and gives what it wrote; nothing when a jump left it.
+  StatusOr<Flow> ExecCaptured(const Body& body, const FramePtr& frame, Value* text);
   StatusOr<Flow> ExecWith(const Stmt& stmt, const FramePtr& frame);
   StatusOr<Flow> ExecSetBlock(const Stmt& stmt, const FramePtr& frame);
   StatusOr<Flow> ExecFilterBlock(const Stmt& stmt, const FramePtr& frame);

@@ -203,12 +203,36 @@ StatusOr<Value> Evaluator::FilteredItems(const Stmt& stmt, const Value& source, 
 
 StatusOr<Evaluator::Flow> Evaluator::ExecFor(const Stmt& stmt, const FramePtr& frame) {
   KVASIR_ASSIGN_OR_RETURN(Value source, Eval(*stmt.expr, frame));
+  return RunLoop(stmt, std::move(source), frame, 0);
+}
+
+// `loop(items)` inside a recursive loop.
+StatusOr<Value> Evaluator::CallLoop(const LoopObj& loop, Args args) {
+  if (loop.stmt == nullptr) return InvalidArgument("the loop must have the 'recursive' marker to be called");
+  KVASIR_ASSIGN_OR_RETURN(const Bound bound, BindArgs("loop()", "/iterable!", std::move(args)));
+  if (calls_ >= limits_.depth) {
+    return InvalidArgument("template budget exceeded: more than {} calls inside each other, the last of 'loop'", limits_.depth);
+  }
+  Capture capture(this);
+  calls_++;
+  const StatusOr<Flow> flow = RunLoop(*loop.stmt, bound[0], loop.outer, loop.depth0 + 1);
+  calls_--;
+  if (!flow.ok()) return flow.status();
+  return capture.Finish();
+}
+
+StatusOr<Evaluator::Flow> Evaluator::RunLoop(const Stmt& stmt, Value source, const FramePtr& frame, int depth0) {
   if (stmt.test) {
     KVASIR_ASSIGN_OR_RETURN(source, FilteredItems(stmt, source, frame));
   }
   auto loop = std::make_shared<LoopObj>();
   KVASIR_ASSIGN_OR_RETURN(loop->it, Iterator::Start(source));
   loop->iterable = source;
+  loop->depth0 = depth0;
+  if (stmt.recursive) {
+    loop->stmt = &stmt;
+    loop->outer = frame;
+  }
   KVASIR_RETURN_IF_ERROR(heap_.Adopt(loop.get(), sizeof(LoopObj)));
   bool finished_one = false;  // an iteration reached its end; else the else-part runs, as in Jinja2
   {
@@ -247,16 +271,20 @@ StatusOr<Evaluator::Flow> Evaluator::ExecWith(const Stmt& stmt, const FramePtr& 
   return Exec(stmt.body, inner);
 }
 
+StatusOr<Evaluator::Flow> Evaluator::ExecCaptured(const Body& body, const FramePtr& frame, Value* text) {
+  Capture capture(this);
+  KVASIR_ASSIGN_OR_RETURN(const Flow flow, Exec(body, frame));
+  if (flow != Flow::kNext) return flow;
+  KVASIR_ASSIGN_OR_RETURN(*text, capture.Finish());
+  return flow;
+}
+
 StatusOr<Evaluator::Flow> Evaluator::ExecSetBlock(const Stmt& stmt, const FramePtr& frame) {
   const FramePtr inner = Enter(stmt.scope, frame);
   FrameScope guard(inner);
   Value v;
-  {
-    Capture capture(this);
-    KVASIR_ASSIGN_OR_RETURN(const Flow flow, Exec(stmt.body, inner));
-    if (flow != Flow::kNext) return flow;
-    KVASIR_ASSIGN_OR_RETURN(v, capture.Finish());
-  }
+  KVASIR_ASSIGN_OR_RETURN(const Flow flow, ExecCaptured(stmt.body, inner, &v));
+  if (flow != Flow::kNext) return flow;
   KVASIR_RETURN_IF_ERROR(CheckNamespaces(*stmt.target, frame));
   if (stmt.expr) {
     KVASIR_ASSIGN_OR_RETURN(v, EvalFilter(*stmt.expr, inner, &v));
@@ -269,12 +297,8 @@ StatusOr<Evaluator::Flow> Evaluator::ExecFilterBlock(const Stmt& stmt, const Fra
   const FramePtr inner = Enter(stmt.scope, frame);
   FrameScope guard(inner);
   Value v;
-  {
-    Capture capture(this);
-    KVASIR_ASSIGN_OR_RETURN(const Flow flow, Exec(stmt.body, inner));
-    if (flow != Flow::kNext) return flow;
-    KVASIR_ASSIGN_OR_RETURN(v, capture.Finish());
-  }
+  KVASIR_ASSIGN_OR_RETURN(const Flow flow, ExecCaptured(stmt.body, inner, &v));
+  if (flow != Flow::kNext) return flow;
   KVASIR_ASSIGN_OR_RETURN(v, EvalFilter(*stmt.expr, inner, &v));
   if (!v.is_string()) return InvalidArgument("a filter block must give text, but '{}' gave {}", stmt.expr->text, TypeName(v));
   KVASIR_RETURN_IF_ERROR(Write(v.text()));

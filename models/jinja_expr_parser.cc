@@ -512,7 +512,10 @@ StatusOr<std::string> ExprParser::DottedName() {
 Status ExprParser::BindFilter(Expr* node, bool is_filter) {
   node->filter = is_filter ? FindFilter(node->text) : FindTest(node->text);
   if (node->filter != nullptr) return OkStatus();
-  if (soft_ == 0) return SyntaxError(node->line, "no {} named '{}'", is_filter ? "filter" : "test", node->text);
+  if (soft_ == 0) {
+    return SyntaxError(node->line, "no {} named '{}'; supported: {}", is_filter ? "filter" : "test", node->text,
+                       is_filter ? FilterNames() : TestNames());
+  }
   node->soft = true;
   return OkStatus();
 }

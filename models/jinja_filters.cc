@@ -391,6 +391,47 @@ StatusOr<Value> AttrFilter(Evaluator& eval, const Value& v, Bound& args) {
   return GetAttr(eval, v, std::string(name));
 }
 
+// Percent-encodes what is not safe in a URL; in a query string '/' too, and spaces become '+'.
+StatusOr<std::string> UrlQuote(Evaluator& eval, const Value& v, bool in_query) {
+  KVASIR_ASSIGN_OR_RETURN(const std::string text, ToStr(eval.heap(), v));
+  KVASIR_RETURN_IF_ERROR(eval.heap().Reserve(static_cast<Int>(text.size()) * 3));
+  std::string out;
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte < 0x80 && (std::isalnum(byte) || std::string_view("_.-~").find(c) != std::string_view::npos || (c == '/' && !in_query))) {
+      out.push_back(c);
+    } else if (c == ' ' && in_query) {
+      out.push_back('+');
+    } else {
+      out += fmt::format("%{:02X}", byte);
+    }
+  }
+  return out;
+}
+
+StatusOr<Value> UrlEncodeFilter(Evaluator& eval, const Value& v, Bound&) {
+  StatusOr<Iterator> it = Iterator::Start(v);
+  if (v.is_string() || !it.ok()) {
+    KVASIR_ASSIGN_OR_RETURN(std::string out, UrlQuote(eval, v, false));
+    return eval.heap().String(std::move(out));
+  }
+  Value pairs = v;
+  if (v.is(Type::kDict)) {
+    KVASIR_ASSIGN_OR_RETURN(pairs, eval.heap().View(v, ViewKind::kItems));
+  }
+  KVASIR_ASSIGN_OR_RETURN(const std::vector<Value> items, ToVector(eval.heap(), pairs));
+  std::string out;
+  for (const Value& item : items) {
+    KVASIR_ASSIGN_OR_RETURN(const std::vector<Value> pair, ToVector(eval.heap(), item));
+    if (pair.size() != 2) return InvalidArgument("urlencode: every item must be a pair, but one has length {}", pair.size());
+    KVASIR_ASSIGN_OR_RETURN(const std::string name, UrlQuote(eval, pair[0], true));
+    KVASIR_ASSIGN_OR_RETURN(const std::string value, UrlQuote(eval, pair[1], true));
+    KVASIR_RETURN_IF_ERROR(eval.heap().Reserve(static_cast<Int>(out.size() + name.size() + value.size())));
+    out += (out.empty() ? "" : "&") + name + "=" + value;
+  }
+  return eval.heap().String(std::move(out));
+}
+
 constexpr FilterSpec kFilters[] = {
     {"abs", "", AbsFilter},
     {"attr", "name!", AttrFilter},
@@ -417,10 +458,19 @@ constexpr FilterSpec kFilters[] = {
     {"trim", "chars", TrimFilter},
     {"truncate", "length,killwords,end,leeway", TruncateFilter},
     {"upper", "", UpperFilter},
+    {"urlencode", "", UrlEncodeFilter},
     {"wordcount", "", WordCountFilter},
 };
 
 }  // namespace
+
+std::string FilterNames() {
+  std::string out;
+  for (const FilterSpec& spec : kFilters) out += fmt::format("{}, ", spec.name);
+  for (const FilterSpec& spec : ListFilters()) out += fmt::format("{}, ", spec.name);
+  out.resize(out.size() - 2);
+  return out;
+}
 
 const FilterSpec* FindFilter(std::string_view name) {
   for (const FilterSpec& spec : kFilters) {

@@ -338,7 +338,7 @@ class BraceFormatter {
   BraceFormatter(Evaluator& eval, const Args& args) : eval_(eval), args_(args) {}
 
   Status Run(std::string_view text, int depth, std::string* out) {
-    if (depth > 2) return InvalidArgument("max string recursion exceeded");
+    if (depth > 3) return InvalidArgument("max string recursion exceeded");
     for (size_t at = 0; at < text.size();) {
       const char c = text[at];
       if (c != '{' && c != '}') {

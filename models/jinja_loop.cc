@@ -72,8 +72,8 @@ StatusOr<Value> Evaluator::LoopAttribute(const Value& loop, const std::string& n
   if (name == "index") return Value::Integer(state.index0 + 1);
   if (name == "index0") return Value::Integer(state.index0);
   if (name == "first") return Value::Bool(state.index0 == 0);
-  if (name == "depth") return Value::Integer(1);
-  if (name == "depth0") return Value::Integer(0);
+  if (name == "depth") return Value::Integer(state.depth0 + 1);
+  if (name == "depth0") return Value::Integer(state.depth0);
   if (name == "previtem") return state.index0 == 0 ? heap_.Undefined("there is no previous item") : state.before;
   if (name == "last" || name == "nextitem") {
     KVASIR_RETURN_IF_ERROR(state.Peek(heap_));

@@ -255,6 +255,50 @@ bool IsAlnum(char32_t c) {
   return IsAlpha(c) || IsDecimal(c) || IsDigit(c) || IsNumeric(c);
 }
 
+StatusOr<Value> IsAsciiMethod(Evaluator&, const Value& self, Bound&) {
+  return Value::Bool(self.str().ascii);
+}
+
+StatusOr<Value> IsPrintableMethod(Evaluator& eval, const Value& self, Bound& args) {
+  return self.text().empty() ? StatusOr<Value>(Value::Bool(true)) : AllMethod<IsPrintable>(eval, self, args);
+}
+
+StatusOr<Value> IsIdentifierMethod(Evaluator& eval, const Value& self, Bound&) {
+  KVASIR_RETURN_IF_ERROR(eval.heap().Step(static_cast<int64_t>(self.text().size() / 16)));
+  const std::string_view text = self.text();
+  for (size_t at = 0; at < text.size();) {
+    const bool first = at == 0;
+    const char32_t c = NextCodePoint(text, &at);
+    if (first ? !IsIdentifierStart(c) : !IsIdentifierPart(c)) return Value::Bool(false);
+  }
+  return Value::Bool(!text.empty());
+}
+
+StatusOr<Value> ExpandTabs(Evaluator& eval, const Value& self, Bound& args) {
+  Int size = 8;
+  if (args.has(0)) {
+    KVASIR_ASSIGN_OR_RETURN(size, AsIndex(args[0], "tabsize"));
+  }
+  const auto tabs = static_cast<Int>(std::count(self.text().begin(), self.text().end(), '\t'));
+  Int bytes;
+  if (__builtin_mul_overflow(tabs, std::max<Int>(size, 0), &bytes)) bytes = Int{1} << 100;
+  KVASIR_RETURN_IF_ERROR(eval.heap().Reserve(bytes));
+  std::string out;
+  Int column = 0;
+  for (const char c : self.text()) {
+    if (c == '\t') {
+      const Int fill = size > 0 ? size - column % size : 0;
+      out.append(static_cast<size_t>(fill), ' ');
+      column += fill;
+      continue;
+    }
+    out.push_back(c);
+    if ((static_cast<unsigned char>(c) & 0xc0) != 0x80) column++;
+    if (c == '\n' || c == '\r') column = 0;
+  }
+  return Same(eval, self, std::move(out));
+}
+
 // str.isupper and str.islower: cased characters exist and all are of that case.
 template <bool kUpper>
 StatusOr<Value> CaseMethod(Evaluator& eval, const Value& self, Bound&) {
@@ -369,6 +413,10 @@ constexpr MethodSpec kStrMethods[] = {
     {"isalnum", "", AllMethod<IsAlnum>},
     {"isspace", "", AllMethod<IsSpace>},
     {"istitle", "", IsTitleMethod},
+    {"isascii", "", IsAsciiMethod},
+    {"isprintable", "", IsPrintableMethod},
+    {"isidentifier", "", IsIdentifierMethod},
+    {"expandtabs", "tabsize", ExpandTabs},
     {"isupper", "", CaseMethod<true>},
     {"islower", "", CaseMethod<false>},
     {"format", "*", FormatMethod},

@@ -132,6 +132,9 @@ StatusOr<Value> OwnAttribute(Evaluator& eval, const Value& object, std::string_v
     const auto it = ns.index.find(std::string(name));
     return it == ns.index.end() ? Value() : ns.attributes[it->second].second;
   }
+  if (object.is(Type::kFunction) && name == "fromkeys" && object.object<FunctionObj>().name == "dict") {
+    return eval.heap().Function("dict.fromkeys");
+  }
   if (object.is(Type::kLoop)) return eval.LoopAttribute(object, std::string(name));
   if (name.starts_with("__") && name.ends_with("__")) {
     return eval.heap().Undefined(fmt::format("access to attribute '{}' of '{}' object is unsafe", name, TypeName(object)));

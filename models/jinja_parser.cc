@@ -117,7 +117,7 @@ class Parser : public ExprParser {
     if (SkipName("if")) {
       KVASIR_ASSIGN_OR_RETURN(stmt->test, Expression());
     }
-    if (IsName("recursive")) return SyntaxError(stmt->line, "recursive loops are not supported in chat templates; use a macro");
+    stmt->recursive = SkipName("recursive");
     breakable_++;
     const Status status = BlockBody({"endfor", "else"}, "for", stmt->line, &stmt->body);
     breakable_--;

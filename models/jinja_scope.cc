@@ -254,7 +254,7 @@ class Binder {
 
   void BindFor(Stmt* stmt, Symbols* s) {
     Symbols inner(&stmt->scope, s);
-    if (Mentions(stmt->body, "loop")) stmt->loop_slot = inner.Parameter("loop");
+    if (stmt->recursive || Mentions(stmt->body, "loop")) stmt->loop_slot = inner.Parameter("loop");
     Collect(*stmt->target, &inner, kParam);
     CollectBody(stmt->body, &inner);
     Bind(stmt->expr.get(), s);

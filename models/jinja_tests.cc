@@ -137,6 +137,13 @@ constexpr FilterSpec kTests[] = {
 
 }  // namespace
 
+std::string TestNames() {
+  std::string out;
+  for (const FilterSpec& spec : kTests) out += fmt::format("{}, ", spec.name);
+  out.resize(out.size() - 2);
+  return out;
+}
+
 const FilterSpec* FindTest(std::string_view name) {
   for (const FilterSpec& spec : kTests) {
     if (spec.name == name) return &spec;

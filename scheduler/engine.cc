@@ -24,7 +24,7 @@ void StepBatch::Clear() {
   token_ids.clear();
   positions.clear();
   slices.clear();
-  tables.clear();
+  for (auto& tables_of_group : tables) tables_of_group.clear();
   request_ids.clear();
   copies.clear();
   sample_rows.clear();

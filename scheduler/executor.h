@@ -2,6 +2,7 @@
 // One step in, one result per sampled row out. Used by Engine on the engine thread.
 #pragma once
 
+#include <array>
 #include <span>
 #include <vector>
 
@@ -13,16 +14,16 @@ namespace kvasir {
 
 // One step as flat arrays. Vectors keep their capacity from step to step: a steady step allocates nothing.
 struct StepBatch {
-  std::vector<int32_t> token_ids, positions;  // [num_tokens]
-  std::vector<SequenceSlice> slices;          // [num_seqs]
-  std::vector<SequenceTable> tables;          // [num_seqs]
-  std::vector<uint64_t> request_ids;          // [num_seqs]: for traces and for fakes; nothing computed may depend on it
-  std::vector<BlockCopy> copies;              // to do before anything else
-  std::vector<int32_t> sample_rows;           // rows whose logits are sampled
-  std::vector<SampleRow> samples;             // parallel to sample_rows
-  std::vector<int32_t> score_rows;            // rows whose next prompt token is scored (prompt_logprobs)
-  std::vector<int32_t> score_tokens;          // that token
-  std::vector<int32_t> score_top;             // alternatives wanted
+  std::vector<int32_t> token_ids, positions;                    // [num_tokens]
+  std::vector<SequenceSlice> slices;                            // [num_seqs]
+  std::array<std::vector<SequenceTable>, kMaxKvGroups> tables;  // per group of layers: [num_seqs]
+  std::vector<uint64_t> request_ids;  // [num_seqs]: for traces and for fakes; nothing computed may depend on it
+  std::vector<BlockCopy> copies;      // to do before anything else
+  std::vector<int32_t> sample_rows;   // rows whose logits are sampled
+  std::vector<SampleRow> samples;     // parallel to sample_rows
+  std::vector<int32_t> score_rows;    // rows whose next prompt token is scored (prompt_logprobs)
+  std::vector<int32_t> score_tokens;  // that token
+  std::vector<int32_t> score_top;     // alternatives wanted
   void Clear();
 };
 

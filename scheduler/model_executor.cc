@@ -4,32 +4,38 @@
 
 namespace kvasir {
 
-StatusOr<std::unique_ptr<ModelExecutor>> ModelExecutor::Create(Model* model, Device* device, KvLayout layout, int64_t num_blocks,
+StatusOr<std::unique_ptr<ModelExecutor>> ModelExecutor::Create(Model* model, Device* device, std::span<const KvGroup> groups,
+                                                               const KvArenaPlan& plan, int64_t num_extents,
                                                                int max_logits_rows) {
+  KVASIR_CHECK(groups.size() == plan.groups.size(), "a plan of {} KV groups for {}", plan.groups.size(), groups.size());
   size_t bytes = 0;
-  if (num_blocks < 1 || __builtin_mul_overflow(size_t(num_blocks), layout.block_bytes(), &bytes)) {
-    return InvalidArgument("{} KV blocks of {} bytes cannot be allocated; set another number of blocks", num_blocks,
-                           layout.block_bytes());
+  if (num_extents < 1 || __builtin_mul_overflow(size_t(num_extents), size_t(plan.extent_bytes), &bytes)) {
+    return InvalidArgument("{} KV blocks of {} bytes cannot be allocated; set another number of blocks", num_extents,
+                           plan.extent_bytes);
   }
   KVASIR_ASSIGN_OR_RETURN(void* const arena, device->Allocate(bytes, "KV cache"));
-  return std::unique_ptr<ModelExecutor>(
-      new ModelExecutor(model, device, layout, static_cast<std::byte*>(arena), std::max(1, max_logits_rows)));
+  std::unique_ptr<ModelExecutor> executor(
+      new ModelExecutor(model, device, plan.granule_bytes, static_cast<std::byte*>(arena), std::max(1, max_logits_rows)));
+  for (const KvGroup& group : groups) {
+    executor->kv_.push_back(
+        {.base = executor->arena_, .granule_bytes = size_t(plan.granule_bytes), .layout = group.layout, .tables = {}});
+  }
+  return executor;
 }
 
-ModelExecutor::ModelExecutor(Model* model, Device* device, KvLayout layout, std::byte* arena, int max_logits_rows)
-    : model_(model), device_(device), layout_(layout), arena_(arena), max_logits_rows_(max_logits_rows) {}
+ModelExecutor::ModelExecutor(Model* model, Device* device, int64_t granule_bytes, std::byte* arena, int max_logits_rows)
+    : model_(model), device_(device), granule_bytes_(granule_bytes), arena_(arena), max_logits_rows_(max_logits_rows) {}
 
 ModelExecutor::~ModelExecutor() {
   device_->Free(arena_);
 }
 
 Status ModelExecutor::Execute(const StepBatch& batch, StepResult& result) {
-  const size_t block_bytes = layout_.block_bytes();
   for (const BlockCopy& copy : batch.copies) {
-    device_->CopyOnDevice(arena_ + copy.to * block_bytes, arena_ + copy.from * block_bytes, block_bytes);
+    device_->CopyOnDevice(arena_ + copy.to * granule_bytes_, arena_ + copy.from * granule_bytes_, size_t(copy.bytes));
   }
-  const PagedKv kv = {.base = arena_, .granule_bytes = block_bytes, .layout = layout_, .tables = batch.tables};
-  const ForwardInput input = {.token_ids = batch.token_ids, .positions = batch.positions, .slices = batch.slices, .kv = {&kv, 1}};
+  for (size_t g = 0; g < kv_.size(); ++g) kv_[g].tables = batch.tables[g];
+  const ForwardInput input = {.token_ids = batch.token_ids, .positions = batch.positions, .slices = batch.slices, .kv = kv_};
   KVASIR_RETURN_IF_ERROR(model_->Forward(input));
   KVASIR_RETURN_IF_ERROR(SampleRows(batch, result));
   KVASIR_RETURN_IF_ERROR(ScoreRows(batch, result));

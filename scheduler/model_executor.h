@@ -1,10 +1,13 @@
-// ModelExecutor: computes a step with a real model on a real device. It owns the KV arena: num_blocks extents in one device
-// buffer, where block id b lies at b * block_bytes. Used by Engine on the engine thread; nothing here knows a request.
+// ModelExecutor: computes a step with a real model on a real device. It owns the KV arena, one device buffer cut as a KvArenaPlan
+// says; table entries of every group count its granules. Used by Engine on the engine thread; nothing here knows a request.
 #pragma once
 
 #include <memory>
+#include <span>
+#include <vector>
 
 #include "kernels/device.h"
+#include "memory/kv_arena.h"
 #include "models/model.h"
 #include "scheduler/executor.h"
 
@@ -12,9 +15,10 @@ namespace kvasir {
 
 class ModelExecutor : public Executor {
  public:
-  // Takes the arena from the device; ResourceExhausted when it is not there. `max_logits_rows` as the model was loaded with.
-  static StatusOr<std::unique_ptr<ModelExecutor>> Create(Model* model, Device* device, KvLayout layout, int64_t num_blocks,
-                                                         int max_logits_rows = 64);
+  // Takes num_extents extents from the device; ResourceExhausted when they are not there. `groups` are the model's (kv_groups)
+  // and `plan` is of their blocks. `max_logits_rows` as the model was loaded with.
+  static StatusOr<std::unique_ptr<ModelExecutor>> Create(Model* model, Device* device, std::span<const KvGroup> groups,
+                                                         const KvArenaPlan& plan, int64_t num_extents, int max_logits_rows = 64);
   ~ModelExecutor() override;
   ModelExecutor(const ModelExecutor&) = delete;
   ModelExecutor& operator=(const ModelExecutor&) = delete;
@@ -22,14 +26,15 @@ class ModelExecutor : public Executor {
   Status Execute(const StepBatch& batch, StepResult& result) override;
 
  private:
-  ModelExecutor(Model* model, Device* device, KvLayout layout, std::byte* arena, int max_logits_rows);
+  ModelExecutor(Model* model, Device* device, int64_t granule_bytes, std::byte* arena, int max_logits_rows);
   Status SampleRows(const StepBatch& batch, StepResult& result);
   Status ScoreRows(const StepBatch& batch, StepResult& result);
 
   Model* model_;
   Device* device_;
-  KvLayout layout_;
+  int64_t granule_bytes_;
   std::byte* arena_;
+  std::vector<PagedKv> kv_;  // one per group; the tables are the step's
   int max_logits_rows_;
 };
 

@@ -47,19 +47,49 @@ bool MayAdmit(const AdmissionState& state) {
   // Without preemption there is no way back, so all choices must find a place at once.
   if (state.reserve_to_finish && state.running + state.new_sequences > state.max_running) return false;
   // Where preemption is the way out, a little is left free so that the newcomer is not thrown out by the next decode steps.
-  const int64_t headroom = state.reserve_to_finish ? 0 : std::min<int64_t>(state.running, state.total_blocks / 64 + 1);
-  return state.promised_blocks + state.needed_blocks + headroom <= state.available_blocks;
+  const int64_t headroom = state.reserve_to_finish ? 0 : std::min<int64_t>(state.running, state.total_extents / 64 + 1);
+  return state.promised_extents + state.needed_extents - state.held_in_windows + headroom <= state.available_extents;
 }
 
-int64_t OwedBlocks(const OwedState& state) {
-  const auto blocks = [&](int64_t tokens) { return (tokens + state.block_tokens - 1) / state.block_tokens; };
-  const int64_t own = blocks(state.reserve_to_finish ? state.final_tokens : state.known_tokens);
-  int64_t owed = std::max<int64_t>(0, own - state.held_blocks) + (state.shared_tail ? 1 : 0);
-  if (state.reserve_to_finish && state.unforked_choices > 0) {
-    // A fork shares the prompt's full blocks; it needs its own copy of a partial one, and all that follows. So does the parent.
-    const int64_t full = state.prompt_tokens / state.block_tokens;
+int64_t ExtentsAtOnce(const KvGroupShape& group, int64_t tokens, int64_t chunk_tokens) {
+  const int64_t whole = (tokens + group.extent_tokens - 1) / group.extent_tokens;
+  if (group.window_tokens == 0) return whole;
+  // A span of n tokens touches at most that many extents, wherever it begins.
+  const int64_t span = group.window_tokens - 1 + std::max<int64_t>(1, chunk_tokens);
+  return std::min(whole, (span - 1 + group.extent_tokens - 1) / group.extent_tokens + 1);
+}
+
+int64_t LongestText(std::span<const KvGroupShape> groups, int64_t extents, int64_t chunk_tokens, int64_t most) {
+  const auto fits = [&](int64_t tokens) {
+    int64_t needed = 0;
+    for (const KvGroupShape& group : groups) needed += ExtentsAtOnce(group, tokens, chunk_tokens);
+    return needed <= extents;
+  };
+  int64_t low = 0, high = most;  // low fits
+  while (low < high) {
+    const int64_t middle = low + (high - low + 1) / 2;
+    (fits(middle) ? low : high) = fits(middle) ? middle : middle - 1;
+  }
+  return low;
+}
+
+int64_t OwedExtents(const OwedState& state) {
+  const int64_t tokens = state.reserve_to_finish ? state.final_tokens : state.known_tokens;
+  const int64_t forks = state.reserve_to_finish ? state.unforked_choices : 0;
+  int64_t owed = 0;
+  for (size_t g = 0; g < state.groups.size(); ++g) {
+    const KvGroupShape& group = state.groups[g];
+    if (group.window_tokens > 0) {
+      owed += std::max(state.held[g], ExtentsAtOnce(group, tokens, state.chunk_tokens));
+      owed += forks * ExtentsAtOnce(group, state.final_tokens, 1);
+      continue;
+    }
+    owed += std::max<int64_t>(0, ExtentsAtOnce(group, tokens, 1) - state.held[g]) + (state.shared_tails >> g & 1);
+    if (forks == 0) continue;
+    // A fork shares the prompt's full extents; it needs its own copy of a partial one, and all that follows. So does the parent.
+    const int64_t full = state.prompt_tokens / group.extent_tokens;
     owed +=
-        state.unforked_choices * (blocks(state.final_tokens) - full) + (state.prompt_tokens % state.block_tokens != 0 ? 1 : 0);
+        forks * (ExtentsAtOnce(group, state.final_tokens, 1) - full) + (state.prompt_tokens % group.extent_tokens != 0 ? 1 : 0);
   }
   return owed;
 }

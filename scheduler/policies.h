@@ -3,6 +3,7 @@
 // answer, so a decision can be replayed from a log and tested without an engine. Used by Scheduler and Engine.
 #pragma once
 
+#include <array>
 #include <compare>
 #include <cstdint>
 #include <span>
@@ -39,28 +40,38 @@ int32_t PackTokens(std::span<PackItem> items, const PackLimits& limits);
 struct AdmissionState {
   int running = 0;  // sequences that own KV now
   int max_running = 0;
-  int new_sequences = 1;         // the newcomer, with the choices it will fork
-  int64_t available_blocks = 0;  // free or evictable, after the newcomer's prefix hit was pinned
-  int64_t promised_blocks = 0;   // what the running ones are still owed
-  int64_t needed_blocks = 0;     // what the newcomer is owed, beyond its hit
-  int64_t total_blocks = 0;
+  int new_sequences = 1;          // the newcomer, with the choices it will fork
+  int64_t available_extents = 0;  // free or evictable, after the newcomer's prefix hit was pinned
+  int64_t promised_extents = 0;   // what the running ones are still owed (OwedExtents)
+  int64_t needed_extents = 0;     // what the newcomer is owed, beyond its hit
+  int64_t held_in_windows = 0;    // what all of them hold in groups with a window, each extent counted once
+  int64_t total_extents = 0;
   bool reserve_to_finish = false;
 };
 bool MayAdmit(const AdmissionState& state);
 
-// Blocks a sequence is still owed beyond those it holds: for its known tokens, or to its end (reserve_to_finish: the engine
-// reserves for all, or this one may not be preempted again).
+// Extents that a group takes for one text of `tokens`, at most at once: with a window, those that a step of chunk_tokens reads
+// and writes.
+int64_t ExtentsAtOnce(const KvGroupShape& group, int64_t tokens, int64_t chunk_tokens);
+// The longest text whose KV fits into `extents` when it is alone, computed chunk_tokens at a time; at most `most`.
+int64_t LongestText(std::span<const KvGroupShape> groups, int64_t extents, int64_t chunk_tokens, int64_t most);
+
+// What a sequence is still owed: for its known tokens, or to its end (reserve_to_finish: the engine reserves for all, or this one
+// may not be preempted again). Of groups that keep all, what it needs beyond what it holds. Of groups with a window, all it may
+// hold at once: an extent shared by several is let go by each, yet is free only after the last, so what is held there is taken
+// off the sum over all sequences, once for each extent (AdmissionState::held_in_windows).
 struct OwedState {
-  int64_t held_blocks = 0;
+  std::span<const KvGroupShape> groups;
+  std::array<int64_t, kMaxKvGroups> held{};  // extents
+  uint32_t shared_tails = 0;                 // bit per group: its next write copies first
   int64_t known_tokens = 0;
   int64_t final_tokens = 0;  // prompt + max_tokens - 1: the slots it can ever fill
   int64_t prompt_tokens = 0;
+  int64_t chunk_tokens = 1;  // most it computes in one step from now on
   int unforked_choices = 0;  // choices that will fork from it, beyond the first
-  bool shared_tail = false;  // its next write copies a block first
-  int block_tokens = 16;
   bool reserve_to_finish = false;
 };
-int64_t OwedBlocks(const OwedState& state);
+int64_t OwedExtents(const OwedState& state);
 
 // Seconds a newcomer waits: requests ahead of it over the measured rate of completions.
 struct LoadState {

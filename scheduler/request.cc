@@ -127,19 +127,21 @@ Status CheckLengths(RequestDraft& draft, const RequestLimits& limits) {
 Status CheckChoicesFitTogether(const RequestDraft& draft, const RequestLimits& limits) {
   if (!limits.reserve_to_finish || draft.n == 1) return OkStatus();
   const int64_t prompt = int64_t(draft.prompt.size());
-  const int64_t needed = OwedBlocks({.known_tokens = prompt,
-                                     .final_tokens = prompt + *draft.max_tokens - 1,
-                                     .prompt_tokens = prompt,
-                                     .unforked_choices = int(draft.n - 1),
-                                     .block_tokens = limits.block_tokens,
-                                     .reserve_to_finish = true});
-  const int64_t blocks = limits.pool_tokens / limits.block_tokens;
-  if (needed <= blocks) return OkStatus();
+  const KvGroupShape single = {.extent_tokens = limits.block_tokens};
+  const bool one_group = limits.kv_groups.empty();
+  const int64_t needed = OwedExtents({.groups = one_group ? std::span(&single, 1) : std::span(limits.kv_groups),
+                                      .known_tokens = prompt,
+                                      .final_tokens = prompt + *draft.max_tokens - 1,
+                                      .prompt_tokens = prompt,
+                                      .chunk_tokens = std::min(prompt, limits.chunk_tokens),
+                                      .unforked_choices = int(draft.n - 1),
+                                      .reserve_to_finish = true});
+  const int64_t extents = one_group ? limits.pool_tokens / limits.block_tokens : limits.pool_extents;
+  if (needed <= extents) return OkStatus();
   return OutOfRange(
-      "`n` is {} but so many choices of {} tokens need {} blocks of KV and this server, which reserves memory to the end of "
-      "every "
-      "request, has {}; lower `n` or `max_tokens`",
-      draft.n, *draft.max_tokens, needed, blocks);
+      "`n` is {} but so many choices of {} tokens need {} blocks of KV memory and this server, which reserves memory to the end "
+      "of every request, has {}; lower `n` or `max_tokens`",
+      draft.n, *draft.max_tokens, needed, extents);
 }
 
 }  // namespace

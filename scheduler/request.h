@@ -13,6 +13,7 @@
 
 #include "kernels/sampling.h"
 #include "kernels/status.h"
+#include "memory/kv_arena.h"
 
 namespace kvasir {
 
@@ -35,8 +36,12 @@ struct RequestDraft {
 struct RequestLimits {
   int64_t vocab_size = 0;
   int64_t max_model_len = 0;
-  int64_t pool_tokens = 0;  // tokens of KV the whole pool holds: a request that can never fit is refused
+  int64_t pool_tokens = 0;  // the longest text whose KV the whole pool holds: a request that can never fit is refused
   int block_tokens = 16;
+  // With several groups of layers, or one with a window; empty = one group that keeps all, in extents of block_tokens.
+  std::vector<KvGroupShape> kv_groups;
+  int64_t pool_extents = 0;  // where kv_groups is set
+  int64_t chunk_tokens = 1;  // most tokens of one text that a step computes
   int64_t max_n = 128;
   int64_t max_logprobs = 20;
   int64_t max_stop_token_ids = 128;

@@ -2,13 +2,9 @@
 
 #include <algorithm>
 
-#include "scheduler/mutations.h"
+#include "memory/mutations.h"
 
 namespace kvasir {
-
-#ifdef KVASIR_MUTATIONS
-Mutation active_mutation = Mutation::kNone;
-#endif
 
 Scheduler::Scheduler(const EngineConfig& config, KvCache* kv) : config_(config), kv_(kv) {
   running_.reserve(size_t(config.max_running) + 1);
@@ -140,6 +136,7 @@ void Scheduler::CommitSequence(Sequence& sequence, int64_t now, std::span<Sample
   if (kv.enable_prefix_caching && publishable >= (sequence.kv.num_published + 1) * kv.block_tokens) {
     kv_->Publish(sequence.kv, sequence.tokens, publishable, request.params->salt);
   }
+  if (sequence.computed >= sequence.kv.next_trim) kv_->Trim(sequence.kv, sequence.computed);
   if (samples.empty()) return;
   if (sequence.forked) return AppendToken(sequence, samples[0], now);
   Fork(sequence);
@@ -153,7 +150,6 @@ void Scheduler::CommitSequence(Sequence& sequence, int64_t now, std::span<Sample
 void Scheduler::Fork(Sequence& root) {
   Request& request = *root.request;
   root.forked = true;
-  const bool partial = root.computed % kv_->config().block_tokens != 0;
   for (size_t i = 0; i < request.choices.size(); ++i) {
     Choice& choice = request.choices[i];
     if (!choice.open || choice.sequence.get() == &root) continue;
@@ -163,11 +159,10 @@ void Scheduler::Fork(Sequence& root) {
     child.rank.choice = int32_t(i);
     child.computed = root.computed;
     child.forked = true;
-    child.shared_tail = root.shared_tail = partial;
     child.tokens.reserve(root.tokens.capacity());
     child.tokens.assign(root.tokens.begin(), root.tokens.end());
-    kv_->Fork(root.kv, child.kv);
-    child.kv.blocks.reserve(size_t(kv_->BlocksFor(request.final_size())) + 1);
+    kv_->Fork(root.kv, child.kv, root.computed);
+    kv_->ReserveTables(child.kv, request.final_size());
     forks_.push_back(&child);
   }
 }
@@ -182,7 +177,6 @@ void Scheduler::PlaceForks() {
     // No place now. Its prompt is published, so coming back costs little.
     kv_->Release(fork->kv);
     fork->computed = 0;
-    fork->shared_tail = false;
     Enqueue(*fork);
   }
   forks_.clear();
@@ -326,8 +320,8 @@ Status Scheduler::Check() const {
   }
   for (const auto& [rank, sequence] : waiting_) {
     if (sequence->preemptions > config_.max_preemptions) return preempted_too_often(*sequence);
-    if (sequence->place != Sequence::Place::kWaiting || !sequence->kv.blocks.empty()) {
-      return Internal("request {} waits but owns {} blocks", sequence->request->id, sequence->kv.blocks.size());
+    if (sequence->place != Sequence::Place::kWaiting || !sequence->kv.empty()) {
+      return Internal("request {} waits but owns {} blocks", sequence->request->id, sequence->kv.tables[0].size());
     }
   }
   return kv_->Check(live);

@@ -1,7 +1,7 @@
 // Scheduler's planning half: who computes what in the next step.
 #include <algorithm>
 
-#include "scheduler/mutations.h"
+#include "memory/mutations.h"
 #include "scheduler/scheduler.h"
 
 namespace kvasir {
@@ -54,7 +54,7 @@ bool Scheduler::GrowRunning(std::vector<BlockCopy>& copies) {
     if (sequence.granted == 0) continue;
     while (!Grow(sequence, copies)) {
       Sequence& victim = *running_.back();
-      KVASIR_CHECK(running_.size() > 1, "request {} alone does not fit into {} blocks: it should not have been accepted",
+      KVASIR_CHECK(running_.size() > 1, "request {} alone does not fit into {} extents: it should not have been accepted",
                    sequence.request->id, kv_->config().num_blocks);
       Preempt(victim);
       preempted = true;
@@ -67,14 +67,13 @@ bool Scheduler::GrowRunning(std::vector<BlockCopy>& copies) {
 // Reserves the slots that this step writes. Whole blocks are asked for, so a decoding sequence comes here once per block.
 bool Scheduler::Grow(Sequence& sequence, std::vector<BlockCopy>& copies) {
   const int32_t needed = sequence.computed + sequence.granted;
-  if (needed <= sequence.kv.num_tokens && !sequence.shared_tail) return true;
+  if (needed <= sequence.kv.num_tokens && sequence.kv.shared_tails == 0) return true;
   const int32_t block_tokens = kv_->config().block_tokens;
   const int32_t rounded = (needed + block_tokens - 1) / block_tokens * block_tokens;
   const int32_t first_write = KVASIR_MUTATED(kWriteShared) ? rounded : sequence.computed;
   const size_t copies_before = copies.size();
   if (!kv_->Grow(sequence.kv, rounded, first_write, copies)) return false;
   if (KVASIR_MUTATED(kSkipCopy)) copies.resize(copies_before);
-  sequence.shared_tail = false;
   return true;
 }
 
@@ -85,7 +84,6 @@ void Scheduler::Preempt(Sequence& victim) {
   kv_->Release(victim.kv);
   victim.computed = 0;
   victim.granted = 0;
-  victim.shared_tail = false;
   ++victim.preemptions;
   if (KVASIR_MUTATED(kRepeatPromptEvents)) victim.request->next_prompt_event = 1;
   ++counters_.preemptions;
@@ -135,17 +133,18 @@ bool Scheduler::Admit(Sequence& sequence, int64_t now) {
   const AdmissionState state = {.running = int(running_.size()),
                                 .max_running = config_.max_running,
                                 .new_sequences = sequence.forked ? 1 : request.open_choices,
-                                .available_blocks = kv_->available_blocks(),
-                                .promised_blocks = promised,
-                                .needed_blocks = Owed(sequence),
-                                .total_blocks = kv_->config().num_blocks,
+                                .available_extents = kv_->available_extents(),
+                                .promised_extents = promised,
+                                .needed_extents = Owed(sequence),
+                                .held_in_windows = kv_->held_in_windows(),
+                                .total_extents = kv_->config().num_blocks,
                                 .reserve_to_finish = config_.reserve_to_finish};
   if (!MayAdmit(state)) {
     kv_->Release(sequence.kv);
     return false;
   }
   // For the whole life, so that a steady step allocates nothing.
-  sequence.kv.blocks.reserve(size_t(kv_->BlocksFor(request.final_size())) + 1);
+  kv_->ReserveTables(sequence.kv, request.final_size());
   sequence.computed = matched;
   if (KVASIR_MUTATED(kResumeOffByOne) && sequence.preemptions > 0) {
     sequence.computed = std::min(matched + 1, int32_t(sequence.tokens.size()) - 1);
@@ -166,14 +165,16 @@ bool Scheduler::Admit(Sequence& sequence, int64_t now) {
 int64_t Scheduler::Owed(const Sequence& sequence) const {
   const Request& request = *sequence.request;
   const bool pinned = sequence.preemptions >= config_.max_preemptions && !KVASIR_MUTATED(kPinWithoutPromise);
-  return OwedBlocks({.held_blocks = int64_t(sequence.kv.blocks.size()),
+  OwedState state = {.groups = kv_->shapes(),
+                     .shared_tails = sequence.kv.shared_tails,
                      .known_tokens = int64_t(sequence.tokens.size()),
                      .final_tokens = request.final_size() - 1,
                      .prompt_tokens = request.prompt_size(),
+                     .chunk_tokens = ChunkTokens(Remaining(sequence), config_.max_step_tokens, config_.max_chunk),
                      .unforked_choices = sequence.forked || !config_.reserve_to_finish ? 0 : request.open_choices - 1,
-                     .shared_tail = sequence.shared_tail,
-                     .block_tokens = kv_->config().block_tokens,
-                     .reserve_to_finish = config_.reserve_to_finish || pinned});
+                     .reserve_to_finish = config_.reserve_to_finish || pinned};
+  for (int g = 0; g < kv_->num_groups(); ++g) state.held[size_t(g)] = kv_->HeldExtents(sequence.kv, g);
+  return OwedExtents(state);
 }
 
 // How many prompt tokens the rows [first, first + count) score; they begin at next_prompt_event.
@@ -192,8 +193,10 @@ size_t Scheduler::SamplesOwed(const Sequence& sequence) const {
 void Scheduler::AppendToBatch(Sequence& sequence, StepBatch& batch) {
   const int32_t first = sequence.computed, count = sequence.granted;
   const int32_t first_row = int32_t(batch.token_ids.size());
-  batch.slices.push_back({.first_row = first_row, .num_rows = count, .kv = int32_t(batch.tables.size())});
-  batch.tables.push_back({.blocks = sequence.kv.blocks.data(), .num_slots = first + count});
+  batch.slices.push_back({.first_row = first_row, .num_rows = count, .kv = int32_t(batch.tables[0].size())});
+  for (size_t g = 0; g < size_t(kv_->num_groups()); ++g) {
+    batch.tables[g].push_back({.blocks = sequence.kv.tables[g].data(), .num_slots = first + count});
+  }
   batch.request_ids.push_back(sequence.request_id);
   for (int32_t i = 0; i < count; ++i) {
     batch.token_ids.push_back(sequence.tokens[size_t(first + i)]);

@@ -38,7 +38,6 @@ struct Sequence {
   Place place = Place::kWaiting;
   bool scores_prompt = false;
   bool forked = false;          // samples for itself alone; a root samples for all choices of its request
-  bool shared_tail = false;     // the last, partial block is shared with another choice until the next write
   std::vector<int32_t> tokens;  // prompt + generated; filled when the sequence is first considered for a step
   SequenceKv kv;
   Rank rank;

@@ -65,6 +65,11 @@ void AddModelOptions(CLI::App& app, EngineOptions& o) {
   Env(app.add_option("--chat-template", o.chat_template, "File with a Jinja chat template instead of the model's"))
       ->check(CLI::ExistingFile)
       ->group("Model");
+  Env(app.add_option("--chat-template-content-format", o.chat_template_content_format,
+                     "How the template wants message content: string, openai (lists of parts), auto = as it looks"))
+      ->check(CLI::IsMember({"auto", "string", "openai"}))
+      ->capture_default_str()
+      ->group("Model");
   Env(app.add_option("--seed", o.seed, "Seed of requests that give none; 0 = a new one each"))
       ->capture_default_str()
       ->group("Model");
@@ -156,6 +161,9 @@ void AddServeOptions(CLI::App& app, ServeOptions& o) {
       ->check(CLI::Range(1, 64))
       ->capture_default_str()
       ->group("Server");
+  Env(app.add_flag("--trust-request-chat-template", o.trust_request_chat_template,
+                   "Let requests bring a chat_template of their own; it runs in the sandbox, under limits"))
+      ->group("Server");
   Env(app.add_option("--max-logprobs", o.max_logprobs, "Most alternatives a request may ask for"))
       ->check(CLI::Range(int64_t{0}, int64_t{1000}))
       ->capture_default_str()
@@ -218,6 +226,19 @@ void AddPullOptions(CLI::App& app, PullOptions& o) {
   app.add_option("--revision", o.revision, "Branch, tag or commit; default main");
   app.add_option("--download-dir,--cache-dir", o.download_dir, "Default: HF_HUB_CACHE, HF_HOME/hub, ~/.cache/huggingface/hub");
   app.add_flag("--text-only", o.text_only, "Configuration, tokenizer and templates; no weights");
+}
+
+void AddRenderOptions(CLI::App& app, RenderOptions& o) {
+  app.add_option("--model,-m", o.model, "Folder with tokenizer_config.json or template files, or ORG/NAME[@REV] of a hub");
+  app.add_option("--revision", o.revision, "Branch, tag or commit of a hub model");
+  app.add_option("--download-dir", o.download_dir, "Cache of hub models");
+  app.add_flag("--pull,!--no-pull", o.pull, "Fetch a hub model that is not in the cache (on by default)");
+  app.add_option("--chat-template", o.chat_template, "File with a Jinja chat template instead of the model's")
+      ->check(CLI::ExistingFile);
+  app.add_option("--chat-template-content-format", o.chat_template_content_format, "With --from-wire: string, openai or auto")
+      ->check(CLI::IsMember({"auto", "string", "openai"}));
+  app.add_flag("--from-wire", o.from_wire,
+               "Prepare messages as the HTTP API does: parse tool call arguments, join text parts; else as transformers does");
 }
 
 void AddTokenizeOptions(CLI::App& app, TokenizeOptions& o) {
@@ -299,6 +320,7 @@ Usage: kvasir COMMAND [FLAGS]
   serve     --model DIR|ORG/NAME  serve a model over HTTP (OpenAI style) and gRPC
   generate  --model DIR -p TEXT  one prompt on the terminal, streaming
   pull      ORG/NAME[@REV]     fetch a model from a hub (HF_ENDPOINT, HF_TOKEN) into the cache shared with its tools
+  render    --model DIR | --chat-template FILE   chats from JSON lines on standard input to the model's prompt text
   tokenize  --model DIR [--decode]   texts from JSON lines on standard input to token ids, or back
   bench     engine [--model DIR] measure the engine beside the machine's ceilings
   version                      print the version
@@ -401,6 +423,9 @@ StatusOr<CommandLine> ParseCommandLine(std::vector<std::string> arguments) {
   } else if (command == "pull") {
     line.command = CommandLine::Command::kPull;
     AddPullOptions(app, line.pull);
+  } else if (command == "render") {
+    line.command = CommandLine::Command::kRender;
+    AddRenderOptions(app, line.render);
   } else if (command == "tokenize") {
     line.command = CommandLine::Command::kTokenize;
     AddTokenizeOptions(app, line.tokenize);
@@ -408,7 +433,7 @@ StatusOr<CommandLine> ParseCommandLine(std::vector<std::string> arguments) {
     line.command = CommandLine::Command::kBench;
     AddBenchOptions(app, line.bench);
   } else {
-    const std::string nearest = NearestName(command, {"serve", "generate", "pull", "tokenize", "bench", "version", "help"});
+    const std::string nearest = NearestName(command, {"serve", "generate", "pull", "render", "tokenize", "bench", "version", "help"});
     return InvalidArgument("unknown command '{}'{}", command,
                            nearest.empty() ? ": see 'kvasir --help'" : ": did you mean '" + nearest + "'?");
   }
@@ -424,6 +449,9 @@ StatusOr<CommandLine> ParseCommandLine(std::vector<std::string> arguments) {
     KVASIR_RETURN_IF_ERROR(CheckServe(line.serve));
   }
   if (line.command == CommandLine::Command::kGenerate) KVASIR_RETURN_IF_ERROR(CheckModel(line.generate.engine, "generate"));
+  if (line.command == CommandLine::Command::kRender && line.render.model.empty() && line.render.chat_template.empty()) {
+    return InvalidArgument("--model is missing: kvasir render --model DIR, or --chat-template FILE");
+  }
   if (line.command == CommandLine::Command::kBench && !line.bench.null_model)
     KVASIR_RETURN_IF_ERROR(CheckModel(line.bench.engine, "bench engine"));
   return line;

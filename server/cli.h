@@ -38,6 +38,7 @@ struct EngineOptions {
   std::string generation_config = "auto";  // auto = the folder's generation_config.json; vllm = neutral defaults; else a folder
   std::string override_generation_config;  // a JSON object laid over those defaults
   std::string chat_template;               // a file; empty = the model's own
+  std::string chat_template_content_format = "auto";  // auto | string | openai
   uint64_t seed = 0;                       // for requests that give none; 0 = drawn anew for each
 };
 
@@ -60,6 +61,7 @@ struct ServeOptions {
   bool disable_log_stats = false;
   bool enable_log_requests = false;
   std::string log_level = "info";
+  bool trust_request_chat_template = false;
   bool check_config = false;  // print the effective configuration and exit
 };
 
@@ -83,6 +85,14 @@ struct PullOptions {
   bool text_only = false;  // no weights
 };
 
+struct RenderOptions {
+  std::string model, revision, download_dir;
+  bool pull = true;
+  std::string chat_template;  // a file; empty = the model's own
+  std::string chat_template_content_format = "auto";
+  bool from_wire = false;
+};
+
 struct TokenizeOptions {
   std::string model, revision, download_dir;
   bool pull = true;
@@ -100,10 +110,11 @@ struct BenchOptions {
 };
 
 struct CommandLine {
-  enum class Command { kServe, kGenerate, kPull, kTokenize, kBench, kVersion, kHelp } command = Command::kHelp;
+  enum class Command { kServe, kGenerate, kPull, kRender, kTokenize, kBench, kVersion, kHelp } command = Command::kHelp;
   ServeOptions serve;
   GenerateOptions generate;
   PullOptions pull;
+  RenderOptions render;
   TokenizeOptions tokenize;
   BenchOptions bench;
   std::string help;                   // text to print for kHelp

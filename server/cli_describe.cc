@@ -29,6 +29,7 @@ std::string DescribeOptions(const ServeOptions& o) {
   line("generation-config", e.generation_config);
   if (!e.override_generation_config.empty()) line("override-generation-config", "'" + e.override_generation_config + "'");
   if (!e.chat_template.empty()) line("chat-template", e.chat_template);
+  if (e.chat_template_content_format != "auto") line("chat-template-content-format", e.chat_template_content_format);
   line("seed", e.seed);
   line("host", o.host);
   line("port", o.port);

@@ -22,7 +22,8 @@ enum class Action : uint8_t {
   kTokenize,
   kDetokenize,
   kRender,
-  kRenderText
+  kRenderText,
+  kRenderCompletion
 };
 
 struct Route {
@@ -49,6 +50,7 @@ constexpr Route kRoutes[] = {
     {"/tokenize", true, false, Action::kTokenize, "/tokenize"},
     {"/detokenize", true, false, Action::kDetokenize, "/detokenize"},
     {"/v1/chat/completions/render", true, false, Action::kRender, "render"},
+    {"/v1/completions/render", true, false, Action::kRenderCompletion, "render"},
     {"/apply-template", true, false, Action::kRenderText, "render"},
 };
 
@@ -57,7 +59,8 @@ constexpr const char* kPage =
     " - an LLM inference server with OpenAI's API.\n\n"
     "  curl $THIS/v1/chat/completions -H 'Content-Type: application/json' \\\n"
     "    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hello!\"}], \"stream\": true}'\n\n"
-    "POST /v1/chat/completions  /v1/completions  /tokenize  /detokenize  /v1/chat/completions/render  /apply-template\n"
+    "POST /v1/chat/completions  /v1/completions  /tokenize  /detokenize  /apply-template\n"
+    "POST /v1/chat/completions/render  /v1/completions/render\n"
     "GET  /v1/models  /health  /metrics  /version\n\n"
     "With an API key, add -H 'Authorization: Bearer KEY'.\n";
 
@@ -188,23 +191,64 @@ HttpResponse Detokenize(const Json& body, Service* service) {
   return {.body = out + "}"};
 }
 
+// What a request would be computed from, as vLLM's rendering routes show it, and the text beside the ids.
+std::string RenderedJson(const Service& service, std::string_view kind, std::string_view text, std::span<const int32_t> ids) {
+  static std::atomic<uint64_t> next{0};
+  std::string out = fmt::format("{{\"request_id\":\"{}-render-{}\",\"model\":", kind, next.fetch_add(1));
+  AppendJsonString(out, service.model().names.front());
+  out += ",\"prompt\":";
+  AppendJsonString(out, text);
+  for (const char* name : {"token_ids", "prompt_token_ids"}) {
+    out += fmt::format(",\"{}\":", name);
+    AppendIds(out, ids);
+  }
+  return out + ",\"features\":null}";
+}
+
+// /v1/completions/render: one object for each prompt.
+HttpResponse RenderCompletion(const Json& body, Service* service) {
+  OpenAiRequest request;
+  ApiError error = ParseCompletionRequest(body, service->config().limits, &request);
+  std::string out = "[";
+  for (const GenerateRequest& generate : request.generate) {
+    if (!error.ok()) break;
+    if (error = service->CheckModel(generate.model); !error.ok()) break;
+    if (out.size() > 1) out.push_back(',');
+    StatusOr<std::vector<int32_t>> ids = std::vector<int32_t>();
+    StatusOr<std::string> text = std::string();
+    if (const auto* given = std::get_if<std::vector<int32_t>>(&generate.prompt)) {
+      ids = *given;
+      text = service->Detokenize(*given, /*skip_special_tokens=*/false);
+    } else {
+      text = std::get<std::string>(generate.prompt);
+      ids = service->Tokenize(*text, generate.add_special_tokens);
+    }
+    if (!ids.ok()) return ErrorResponse(ToApiError(ids.status()));
+    if (!text.ok()) return ErrorResponse(ToApiError(text.status()));
+    out += RenderedJson(*service, "cmpl", *text, *ids);
+  }
+  if (!error.ok()) return ErrorResponse(error);
+  return {.body = out + "]"};
+}
+
 HttpResponse Render(const Json& body, Service* service, bool with_ids) {
   ApiError error;
   FieldReader fields(body, "", &error);
+  if (const ApiError model = service->CheckModel(fields.Text("model").value_or("")); !model.ok()) return ErrorResponse(model);
   ChatInput chat;
   if (const Json* tools = fields.Array("tools")) chat.tools = *tools;
   (void)ParseChatInput(fields, service->config().limits, &error, &chat);
   if (!error.ok()) return ErrorResponse(error);
   const auto text = service->Render(chat);
   if (!text.ok()) return ErrorResponse(ToApiError(text.status()));
+  if (with_ids) {
+    const auto ids = service->Tokenize(*text, fields.OptionalBool("add_special_tokens").value_or(false));
+    if (!error.ok()) return ErrorResponse(error);
+    if (!ids.ok()) return ErrorResponse(ToApiError(ids.status()));
+    return {.body = RenderedJson(*service, "chatcmpl", *text, *ids)};
+  }
   std::string out = "{\"prompt\":";
   AppendJsonString(out, *text);
-  if (with_ids) {
-    const auto ids = service->Tokenize(*text, /*add_special_tokens=*/false);
-    if (!ids.ok()) return ErrorResponse(ToApiError(ids.status()));
-    out += ",\"prompt_token_ids\":";
-    AppendIds(out, *ids);
-  }
   return {.body = out + "}"};
 }
 
@@ -346,6 +390,7 @@ void HttpRoutes::HandlePost(std::shared_ptr<HttpRequest> request, const std::sha
     }
     if (action == Action::kTokenize) return answer(Tokenize(body, service));
     if (action == Action::kDetokenize) return answer(Detokenize(body, service));
+    if (action == Action::kRenderCompletion) return answer(RenderCompletion(body, service));
     if (!generates) return answer(Render(body, service, action == Action::kRender));
     auto parsed = std::make_shared<OpenAiRequest>();
     const ApiError error =
@@ -359,7 +404,7 @@ void HttpRoutes::HandlePost(std::shared_ptr<HttpRequest> request, const std::sha
   };
   if (const ApiError error = service->CheckReady(); !error.ok()) return exchange->Respond(ErrorResponse(error));
   const bool quick = request->body.size() <= (generates ? size_t{64} << 10 : config_.limits.inline_prompt_bytes) &&
-                     action != Action::kRender && action != Action::kRenderText;
+                     action != Action::kRender && action != Action::kRenderText && action != Action::kRenderCompletion;
   if (quick) return parse()();
   const auto loop = exchange->loop();
   const bool taken = service->workers().Post([parse = std::move(parse), loop] { loop->Post(parse()); });

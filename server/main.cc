@@ -1,12 +1,14 @@
 // The composition root: the only file that may include every room.
 #include <cstdio>
 #include <exception>
+#include <iostream>
 #include <new>
 
 #include "bench/engine_bench.h"
 #include "server/cli.h"
 #include "server/generate.h"
 #include "server/pull_command.h"
+#include "server/render_command.h"
 #include "server/serve.h"
 #include "server/tokenize_command.h"
 
@@ -37,6 +39,8 @@ int Main(int argc, char** argv) {
       return ExitCode(RunGenerate(line->generate));
     case CommandLine::Command::kPull:
       return ExitCode(RunPull(line->pull));
+    case CommandLine::Command::kRender:
+      return ExitCode(RunRender(line->render, std::cin, std::cout));
     case CommandLine::Command::kTokenize:
       return ExitCode(RunTokenize(line->tokenize, std::cin, std::cout));
     case CommandLine::Command::kBench:

@@ -328,10 +328,7 @@ ApiError ParseChatInput(FieldReader& fields, const ServerLimits& limits, ApiErro
     out->chat_template_kwargs.emplace("reasoning_effort", *effort);
   }
   if (const Json* documents = fields.Array("documents")) out->documents = *documents;
-  if (fields.Find("chat_template") != nullptr) {
-    fields.Complain("chat_template", "of a request is not trusted; the operator can set one with --chat-template",
-                    ErrorCode::kNotSupported);
-  }
+  out->chat_template = fields.Text("chat_template").value_or("");
   if (error->ok()) out->messages = *messages;
   out->now = std::time(nullptr);
   return *error;

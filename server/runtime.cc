@@ -1,9 +1,9 @@
 #include "server/runtime.h"
 
 #include <algorithm>
-#include <fstream>
-#include <sstream>
 
+#include "models/fs.h"
+#include "scheduler/policies.h"
 #include "server/generation_defaults.h"
 
 namespace kvasir {
@@ -28,12 +28,37 @@ StatusOr<int64_t> ChooseModelLength(const EngineOptions& options, const ModelCon
   return options.max_model_len;
 }
 
-// How many blocks the KV pool gets: as flags say, else what max_num_seqs full sequences could use, but at most half of the free
-// memory.
-StatusOr<int64_t> ChooseNumBlocks(const EngineOptions& options, const KvLayout& layout, int64_t max_model_len,
-                                  size_t free_memory) {
-  const int64_t block_bytes = int64_t(layout.block_bytes());
-  const int64_t per_sequence = (max_model_len + layout.block_tokens - 1) / layout.block_tokens;
+// How a model's groups of layers share the KV memory, and what a text takes of it.
+StatusOr<std::vector<KvGroupConfig>> MakeKvGroups(std::span<const KvGroup> groups) {
+  if (groups.empty() || groups.size() > kMaxKvGroups) {
+    return Unimplemented("the model's layers keep KV in {} groups of different size or window, at most {} are supported",
+                         groups.size(), kMaxKvGroups);
+  }
+  std::vector<KvGroupConfig> configs;
+  for (const KvGroup& group : groups) configs.push_back({int64_t(group.layout.block_bytes()), group.window});
+  return configs;
+}
+
+std::vector<KvGroupShape> MakeKvShapes(std::span<const KvGroup> groups, const KvArenaPlan& plan) {
+  std::vector<KvGroupShape> shapes;
+  for (size_t g = 0; g < groups.size(); ++g) {
+    shapes.push_back({int32_t(plan.groups[g].blocks_per_extent) * groups[g].layout.block_tokens, groups[g].window});
+  }
+  return shapes;
+}
+
+int64_t LargestChunk(const EngineOptions& options) {
+  const int64_t budget = options.max_num_batched_tokens, chunk = options.long_prefill_token_threshold;
+  return chunk > 0 ? std::min(chunk, budget) : budget;
+}
+
+// How many extents (with one group of layers: blocks) the KV pool gets: as flags say, else what max_num_seqs full sequences could
+// use, but at most half of the free memory.
+StatusOr<int64_t> ChooseNumBlocks(const EngineOptions& options, const KvArenaPlan& plan, std::span<const KvGroupShape> shapes,
+                                  int64_t max_model_len, size_t free_memory) {
+  const int64_t block_bytes = plan.extent_bytes;
+  int64_t per_sequence = 0;
+  for (const KvGroupShape& shape : shapes) per_sequence += ExtentsAtOnce(shape, max_model_len, LargestChunk(options));
   if (options.num_blocks > 0 || options.kv_cache_memory_bytes > 0) {
     const char* flag = options.num_blocks > 0 ? "--num-gpu-blocks-override" : "--kv-cache-memory-bytes";
     const int64_t blocks = options.num_blocks > 0 ? options.num_blocks : options.kv_cache_memory_bytes / block_bytes;
@@ -41,14 +66,18 @@ StatusOr<int64_t> ChooseNumBlocks(const EngineOptions& options, const KvLayout& 
       return ResourceExhausted("{} asks for {} of KV but only {} of memory is free: lower it", flag,
                                FormatBytes(double(blocks) * double(block_bytes)), FormatBytes(double(free_memory)));
     }
-    if (blocks >= 1) return blocks;
-    return InvalidArgument("--kv-cache-memory-bytes is {} but one block of {} tokens takes {}: give more, or lower --block-size",
-                           FormatBytes(double(options.kv_cache_memory_bytes)), layout.block_tokens,
-                           FormatBytes(double(block_bytes)));
+    if (blocks > plan.ExtentsIn(INT64_MAX)) {
+      return InvalidArgument("{} asks for {} KV blocks of {} but {} can be addressed: lower it, or raise --block-size", flag,
+                             blocks, FormatBytes(double(block_bytes)), plan.ExtentsIn(INT64_MAX));
+    }
+    if (blocks >= int64_t(shapes.size())) return blocks;  // one for each group, or nothing could ever run
+    return InvalidArgument(
+        "{} gives {} KV blocks of {} ({} tokens each) but at least {} are needed: give more, or lower --block-size", flag, blocks,
+        FormatBytes(double(block_bytes)), options.block_size, shapes.size());
   }
   // Twice the sequences' own need leaves room for prefixes to stay cached.
   const int64_t wanted = per_sequence * std::max<int64_t>(2 * options.max_num_seqs, 16);
-  const int64_t blocks = std::min(wanted, int64_t(free_memory / 2) / block_bytes);
+  const int64_t blocks = std::min(wanted, plan.ExtentsIn(int64_t(free_memory / 2)));
   if (blocks >= per_sequence) return blocks;
   return ResourceExhausted(
       "KV for one sequence of {} tokens needs {} but only {} of memory is free for it: lower --max-model-len, or free memory",
@@ -56,22 +85,19 @@ StatusOr<int64_t> ChooseNumBlocks(const EngineOptions& options, const KvLayout& 
 }
 
 StatusOr<std::optional<ChatTemplate>> LoadChatTemplate(const EngineOptions& options, const Tokenizer& tokenizer) {
-  std::string source;
-  std::string place = "chat template of the model";
-  if (!options.chat_template.empty()) {
-    std::ifstream file(options.chat_template);
-    std::stringstream text;
-    text << file.rdbuf();
-    if (!file) return InvalidArgument("--chat-template {}: cannot be read", options.chat_template);
-    source = text.str();
-    place = options.chat_template;
-  } else if (const auto it = tokenizer.chat_templates().find("default"); it != tokenizer.chat_templates().end()) {
-    source = it->second;
-  } else {
-    return std::optional<ChatTemplate>();
+  KVASIR_ASSIGN_OR_RETURN(ChatTemplateSources sources, ReadChatTemplateSources(RealFs(), options.model));
+  // What only the tokenizer's own file says.
+  for (const auto& [name, token] : {std::pair{"bos_token", tokenizer.bos_token()}, {"eos_token", tokenizer.eos_token()}}) {
+    if (!token.empty()) sources.special_tokens.emplace(name, token);
   }
-  auto parsed = ChatTemplate::Parse(source, tokenizer.bos_token(), tokenizer.eos_token());
-  if (!parsed.ok()) return AtPlace(place, parsed.status());
+  if (!options.chat_template.empty()) {
+    sources.templates.clear();
+    KVASIR_ASSIGN_OR_RETURN(sources.templates["default"], ReadText(RealFs(), options.chat_template, kMaxJinjaSourceBytes));
+  }
+  if (sources.templates.empty()) return std::optional<ChatTemplate>();
+  KVASIR_ASSIGN_OR_RETURN(const ContentFormat format, ParseContentFormat(options.chat_template_content_format));
+  auto parsed = ChatTemplate::Make(std::move(sources), format);
+  if (!parsed.ok()) return AtPlace(options.chat_template.empty() ? options.model : options.chat_template, parsed.status());
   return std::optional<ChatTemplate>(std::move(parsed).value());
 }
 
@@ -87,7 +113,10 @@ EngineConfig MakeEngineConfig(const EngineOptions& options, const Runtime& runti
   config.check_invariants = options.check_invariants;
   config.limits.vocab_size = runtime.model->config().vocab_size;
   config.limits.max_model_len = runtime.max_model_len;
-  config.limits.pool_tokens = runtime.num_blocks * runtime.kv_layout.block_tokens;
+  config.limits.pool_tokens = runtime.pool_tokens;
+  config.limits.kv_groups = runtime.cache->shapes();
+  config.limits.pool_extents = runtime.num_blocks;
+  config.limits.chunk_tokens = LargestChunk(options);
   config.limits.block_tokens = runtime.kv_layout.block_tokens;
   config.limits.max_logprobs = max_logprobs;
   config.limits.reserve_to_finish = config.reserve_to_finish;
@@ -142,32 +171,57 @@ StatusOr<std::unique_ptr<Runtime>> Runtime::Create(const EngineOptions& options,
   runtime->generation_defaults = generation.Defaults(runtime->model->generation_defaults());
   std::vector<int32_t> eos = generation.EndTokens(config.eos_token_ids, runtime->tokenizer->eos_id(), config.vocab_size);
 
-  runtime->kv_layout = runtime->model->kv_groups(int(options.block_size), ParseDType(options.kv_cache_dtype))[0].layout;
-  KVASIR_ASSIGN_OR_RETURN(runtime->num_blocks, ChooseNumBlocks(options, runtime->kv_layout, runtime->max_model_len,
-                                                               runtime->device->Info().memory_bytes));
-  runtime->cache = std::make_unique<KvCache>(KvCacheConfig{
-      .num_blocks = runtime->num_blocks,
-      .block_tokens = int(options.block_size),
-      .enable_prefix_caching = options.enable_prefix_caching,
-      .fingerprint = fmt::format("{} {} {}", runtime->model->fingerprint(), Name(runtime->kv_layout.dtype), options.block_size)});
-  KVASIR_ASSIGN_OR_RETURN(runtime->executor, ModelExecutor::Create(runtime->model.get(), runtime->device.get(),
-                                                                   runtime->kv_layout, runtime->num_blocks));
+  KVASIR_RETURN_IF_ERROR(runtime->CreateKv(options));
   runtime->engine = std::make_unique<Engine>(MakeEngineConfig(options, *runtime, max_logprobs, std::move(eos)),
                                              runtime->cache.get(), runtime->executor.get(), &runtime->clock);
   return runtime;
 }
 
+Status Runtime::CreateKv(const EngineOptions& options) {
+  kv_groups = model->kv_groups(int(options.block_size), ParseDType(options.kv_cache_dtype));
+  KVASIR_ASSIGN_OR_RETURN(std::vector<KvGroupConfig> configs, MakeKvGroups(kv_groups));
+  kv_layout = kv_groups[0].layout;
+  const KvArenaPlan plan = PlanKvArena(configs);
+  const std::vector<KvGroupShape> shapes = MakeKvShapes(kv_groups, plan);
+  KVASIR_ASSIGN_OR_RETURN(num_blocks, ChooseNumBlocks(options, plan, shapes, max_model_len, device->Info().memory_bytes));
+  pool_tokens = LongestText(shapes, num_blocks, LargestChunk(options), num_blocks * int64_t{shapes[0].extent_tokens});
+  for (const KvGroupShape& shape : shapes) {  // windows only: any length fits once the windows do
+    if (shape.window_tokens == 0) break;
+    if (&shape == &shapes.back()) pool_tokens = LongestText(shapes, num_blocks, LargestChunk(options), INT32_MAX);
+  }
+  cache = std::make_unique<KvCache>(
+      KvCacheConfig{.num_blocks = num_blocks,
+                    .block_tokens = int(options.block_size),
+                    .enable_prefix_caching = options.enable_prefix_caching,
+                    .fingerprint = fmt::format("{} {} {}", model->fingerprint(), Name(kv_layout.dtype), options.block_size),
+                    .groups = std::move(configs)});
+  KVASIR_ASSIGN_OR_RETURN(executor, ModelExecutor::Create(model.get(), device.get(), kv_groups, plan, num_blocks));
+  return OkStatus();
+}
+
 std::string Runtime::Describe() const {
   const ModelConfig& config = model->config();
-  const double kv_bytes = double(num_blocks) * double(kv_layout.block_bytes());
-  return fmt::format(
+  const KvArenaPlan& plan = cache->plan();
+  std::string text = fmt::format(
       "{}: {:.1f}M parameters, {} layers, hidden {}, {} query / {} KV heads of {}, vocabulary {}; weights {}\n"
       "device: {}\n"
-      "KV cache: {} in {} blocks of {} tokens = {} tokens ({} per token, {}); longest request {} tokens",
+      "KV cache: {} in {} blocks of {} tokens",
       config.architecture, double(config.parameter_count()) / 1e6, config.num_layers, config.hidden_size, config.num_q_heads,
       config.num_kv_heads, config.head_dim, config.vocab_size, FormatBytes(double(model->weight_bytes())), device->Info().name,
-      FormatBytes(kv_bytes), num_blocks, kv_layout.block_tokens, num_blocks * kv_layout.block_tokens,
-      FormatBytes(double(kv_layout.token_bytes())), Name(kv_layout.dtype), max_model_len);
+      FormatBytes(double(num_blocks) * double(plan.extent_bytes)), num_blocks, kv_layout.block_tokens);
+  if (kv_groups.size() == 1 && kv_groups[0].window == 0) {
+    return text + fmt::format(" = {} tokens ({} per token, {}); longest request {} tokens", pool_tokens,
+                              FormatBytes(double(kv_layout.token_bytes())), Name(kv_layout.dtype), max_model_len);
+  }
+  text += fmt::format(" ({}), shared by {} group{} of layers; longest request {} tokens", Name(kv_layout.dtype), kv_groups.size(),
+                      kv_groups.size() == 1 ? "" : "s", std::min(max_model_len, pool_tokens));
+  for (size_t g = 0; g < kv_groups.size(); ++g) {
+    const KvGroup& group = kv_groups[g];
+    text += fmt::format("\n  {} layers that keep {}: {} per token, {} tokens would fit alone", group.layout.num_layers,
+                        group.window == 0 ? "all tokens" : fmt::format("the last {} tokens", group.window),
+                        FormatBytes(double(group.layout.token_bytes())), num_blocks * int64_t{cache->shapes()[g].extent_tokens});
+  }
+  return text;
 }
 
 }  // namespace kvasir

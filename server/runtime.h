@@ -30,8 +30,10 @@ struct Runtime {
   std::unique_ptr<ModelExecutor> executor;
   std::unique_ptr<Engine> engine;  // not started
 
-  KvLayout kv_layout;
-  int64_t num_blocks = 0;
+  std::vector<KvGroup> kv_groups;  // of the model's layers, longest kept first
+  KvLayout kv_layout;              // of the first
+  int64_t num_blocks = 0;          // extents of the KV pool: blocks, with one group
+  int64_t pool_tokens = 0;         // the longest text whose KV fits alone
   int64_t max_model_len = 0;
 
   // `wants_logprobs`: most alternatives a request may ask for. Errors name the flag that helps.
@@ -39,6 +41,9 @@ struct Runtime {
                                                    std::function<void(double fraction, std::string_view what)> progress);
   // What was loaded, how much memory KV gets, and how many tokens that is: the lines serve prints.
   std::string Describe() const;
+
+ private:
+  Status CreateKv(const EngineOptions& options);
 };
 
 StatusOr<std::unique_ptr<Device>> MakeDevice(const EngineOptions& options);

@@ -126,6 +126,7 @@ ServiceConfig MakeServiceConfig(const ServeOptions& options, const Runtime& runt
   ServiceConfig config;
   config.engine = runtime.engine.get();
   config.tokenizer = runtime.tokenizer.get();
+  config.trust_request_chat_template = options.trust_request_chat_template;
   config.chat_template = runtime.chat_template ? &*runtime.chat_template : nullptr;
   config.clock = &runtime.clock;
   config.defaults = runtime.generation_defaults;

@@ -262,6 +262,12 @@ StatusOr<std::string> Service::Render(const ChatInput& input) const {
         "`messages` cannot be used: this model has no chat template; use /v1/completions or start the server with "
         "--chat-template");
   }
+  if (!input.chat_template.empty() && !config_.trust_request_chat_template &&
+      !config_.chat_template->HasTemplate(input.chat_template)) {
+    return InvalidArgument(
+        "`chat_template` of a request is not trusted: name one of the model's templates, or start the server with "
+        "--trust-request-chat-template");
+  }
   auto text = config_.chat_template->Render(input);
   if (text.ok()) return text;
   return Status(text.status().code(), fmt::format("`messages`: {}", Message(text.status())));

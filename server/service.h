@@ -111,6 +111,7 @@ struct ServiceConfig {
   Engine* engine = nullptr;  // outlive the service
   const Tokenizer* tokenizer = nullptr;
   const ChatTemplate* chat_template = nullptr;  // null: the model has none
+  bool trust_request_chat_template = false;     // requests may bring a template's source, not only the name of one
   const Clock* clock = nullptr;                 // the engine's
   GenerationDefaults defaults;
   ModelInfo model;

@@ -48,9 +48,9 @@ TEST(KvCacheTest, FindsWholeBlocksOfAnEarlierPrompt) {
   Tokens other = Iota(12);
   other[9] = 77;
   EXPECT_EQ(RunPrompt(cache, other, b), 8);  // shares two blocks; its third is [8 77 10 11]
-  EXPECT_EQ(a.blocks[0], b.blocks[0]);
-  EXPECT_EQ(a.blocks[1], b.blocks[1]);
-  EXPECT_NE(a.blocks[2], b.blocks[2]);
+  EXPECT_EQ(a.tables[0][0], b.tables[0][0]);
+  EXPECT_EQ(a.tables[0][1], b.tables[0][1]);
+  EXPECT_NE(a.tables[0][2], b.tables[0][2]);
   const SequenceKv* live[] = {&a, &b};
   EXPECT_TRUE(cache.Check(live).ok()) << cache.Check(live);
   EXPECT_EQ(cache.stats().hit_tokens, 8);
@@ -95,7 +95,7 @@ TEST(KvCacheTest, SamePromptsComputedAtOnceKeepOneCopy) {
   cache.Publish(a, Iota(8), 8, kPublic);
   cache.Publish(b, Iota(8), 8, kPublic);
   EXPECT_EQ(cache.stats().used_blocks, 2);
-  EXPECT_EQ(a.blocks, b.blocks);
+  EXPECT_EQ(a.tables[0], b.tables[0]);
   const SequenceKv* live[] = {&a, &b};
   EXPECT_TRUE(cache.Check(live).ok()) << cache.Check(live);
   cache.Release(a);
@@ -122,7 +122,7 @@ TEST(KvCacheTest, EvictsTheLeastRecentlyUsedLeafFirst) {
   EXPECT_EQ(cache.Peek(Iota(8), kPublic, 8), 4);
   EXPECT_EQ(cache.Peek(Iota(8, 100), kPublic, 8), 4);
   EXPECT_FALSE(cache.Grow(c, 20, 8, copies)) << "five blocks of four";
-  EXPECT_EQ(c.blocks.size(), 2u) << "all or nothing";
+  EXPECT_EQ(c.tables[0].size(), 2u) << "all or nothing";
   cache.Release(c);
   EXPECT_TRUE(cache.Check({}).ok()) << cache.Check({});
 }
@@ -131,15 +131,15 @@ TEST(KvCacheTest, ForkCopiesTheSharedLastBlockBeforeWriting) {
   KvCache cache(Config(8));
   SequenceKv a, b;
   RunPrompt(cache, Iota(6), a);
-  cache.Fork(a, b);
+  cache.Fork(a, b, 6);
   std::vector<BlockCopy> copies;
   ASSERT_TRUE(cache.Grow(a, 7, 6, copies));
   ASSERT_EQ(copies.size(), 1u);
-  EXPECT_EQ(copies[0].from, b.blocks[1]);
-  EXPECT_EQ(copies[0].to, a.blocks[1]);
+  EXPECT_EQ(copies[0].from, b.tables[0][1]);
+  EXPECT_EQ(copies[0].to, a.tables[0][1]);
   ASSERT_TRUE(cache.Grow(b, 7, 6, copies));
   EXPECT_EQ(copies.size(), 1u) << "b is alone on its block by now";
-  EXPECT_EQ(a.blocks[0], b.blocks[0]);
+  EXPECT_EQ(a.tables[0][0], b.tables[0][0]);
   const SequenceKv* live[] = {&a, &b};
   EXPECT_TRUE(cache.Check(live).ok()) << cache.Check(live);
   cache.Release(a);
@@ -247,7 +247,7 @@ class Fuzzer {
     std::vector<BlockCopy> copies;
     const SequenceKv before = seq.kv;
     if (!cache_.Grow(seq.kv, upto, seq.computed, copies)) {
-      ASSERT_EQ(before.blocks, seq.kv.blocks);
+      ASSERT_EQ(before.tables[0], seq.kv.tables[0]);
       return;
     }
     for (const BlockCopy& copy : copies) {
@@ -255,7 +255,7 @@ class Fuzzer {
         slots_[size_t(copy.to) * block_tokens_ + i] = slots_[size_t(copy.from) * block_tokens_ + i];
     }
     for (int32_t p = seq.computed; p < upto; ++p) {
-      slots_[size_t(seq.kv.blocks[p / block_tokens_]) * block_tokens_ + p % block_tokens_] = {
+      slots_[size_t(seq.kv.tables[0][p / block_tokens_]) * block_tokens_ + p % block_tokens_] = {
           seq.tenant, p, Tokens(seq.tokens.begin(), seq.tokens.begin() + p + 1)};
     }
     seq.computed = upto;
@@ -263,9 +263,9 @@ class Fuzzer {
   }
   void ForkOne() {
     if (live_.empty() || live_.size() >= 8) return;
-    const Live& parent = live_[rng_.Below(live_.size())];
+    Live& parent = live_[rng_.Below(live_.size())];
     Live child{parent.tenant, Tokens(parent.tokens.begin(), parent.tokens.begin() + parent.computed), parent.computed};
-    cache_.Fork(parent.kv, child.kv);
+    cache_.Fork(parent.kv, child.kv, parent.computed);
     live_.push_back(std::move(child));
   }
   void Finish(size_t index) {
@@ -275,7 +275,7 @@ class Fuzzer {
   }
   void Verify(const Live& seq) {
     for (int32_t p = 0; p < seq.computed; ++p) {
-      const Written& slot = slots_[size_t(seq.kv.blocks[p / block_tokens_]) * block_tokens_ + p % block_tokens_];
+      const Written& slot = slots_[size_t(seq.kv.tables[0][p / block_tokens_]) * block_tokens_ + p % block_tokens_];
       ASSERT_EQ(slot.tenant, seq.tenant) << "position " << p;
       ASSERT_EQ(slot.position, p);
       ASSERT_EQ(slot.chain, Tokens(seq.tokens.begin(), seq.tokens.begin() + p + 1));

@@ -106,10 +106,13 @@ TEST(ChatTemplate, KwargsReachTheTemplateButNotItsOwnVariables) {
   ChatInput input;
   input.chat_template_kwargs = {{"mode", "fast"}};
   EXPECT_EQ(tmpl->Render(input).value(), "fast<s>True");
-  for (const std::string name : {"messages", "tools", "documents", "bos_token", "eos_token", "add_generation_prompt"}) {
+  for (const std::string name : {"messages", "tools", "documents", "add_generation_prompt"}) {
     input.chat_template_kwargs = {{name, 1}};
     EXPECT_THAT(Message(tmpl->Render(input).status()), HasSubstr("may not set '" + name + "'"));
   }
+  // transformers lets them override the tokenizer's special tokens.
+  input.chat_template_kwargs = {{"mode", "fast"}, {"bos_token", "[B]"}};
+  EXPECT_EQ(tmpl->Render(input).value(), "fast[B]True");
   input.chat_template_kwargs = Json::array();
   EXPECT_FALSE(tmpl->Render(input).ok());
 }
@@ -150,7 +153,7 @@ TEST(ChatTemplate, BadInputIsNamed) {
       R"([{"role":"assistant","content":null,"tool_calls":[{"type":"function","function":{"name":"f","arguments":"{oops"}}]}])");
   EXPECT_THAT(Message(tmpl->Render(input).status()), HasSubstr("messages[0].tool_calls[0].function.arguments is not valid JSON"));
   input.messages[0]["tool_calls"][0]["function"]["arguments"] = std::string(100000, '[');
-  EXPECT_THAT(Message(tmpl->Render(input).status()), HasSubstr("nests deeper"));
+  EXPECT_THAT(Message(tmpl->Render(input).status()), HasSubstr("nested deeper"));
   input.messages = Json::parse("[1]");
   EXPECT_THAT(Message(tmpl->Render(input).status()), HasSubstr("messages[0] must be an object"));
   input.messages = 5;

@@ -57,39 +57,76 @@ TEST(PackTest, NeverOverBudgetAndNothingLeftIdle) {
 
 TEST(AdmissionTest, CountsWhatIsPromisedToOthers) {
   AdmissionState state = {
-      .running = 2, .max_running = 4, .available_blocks = 20, .promised_blocks = 8, .needed_blocks = 10, .total_blocks = 64};
+      .running = 2, .max_running = 4, .available_extents = 20, .promised_extents = 8, .needed_extents = 10, .total_extents = 64};
   EXPECT_TRUE(MayAdmit(state));
-  state.needed_blocks = 11;  // the two running ones' next blocks would be gone
+  state.needed_extents = 11;  // the two running ones' next blocks would be gone
   EXPECT_FALSE(MayAdmit(state));
-  state.reserve_to_finish = true;  // what they need is in promised_blocks already
+  state.reserve_to_finish = true;  // what they need is in promised_extents already
   EXPECT_TRUE(MayAdmit(state));
-  state.needed_blocks = 13;
+  state.needed_extents = 13;
   EXPECT_FALSE(MayAdmit(state));
   state.running = 0;
   EXPECT_TRUE(MayAdmit(state)) << "a request alone always runs";
 }
 
 TEST(AdmissionTest, ForksNeedAPlaceAtOnceOnlyUnderReserve) {
-  AdmissionState state = {.running = 3, .max_running = 4, .new_sequences = 2, .available_blocks = 100, .total_blocks = 100};
+  AdmissionState state = {.running = 3, .max_running = 4, .new_sequences = 2, .available_extents = 100, .total_extents = 100};
   EXPECT_TRUE(MayAdmit(state));
   state.reserve_to_finish = true;
   EXPECT_FALSE(MayAdmit(state));
 }
 
 TEST(OwedTest, ForksShareFullBlocksOfThePromptOnly) {
-  OwedState state = {.known_tokens = 20, .final_tokens = 40, .prompt_tokens = 20, .unforked_choices = 2, .block_tokens = 16};
-  EXPECT_EQ(OwedBlocks(state), 2);
+  const KvGroupShape group = {.extent_tokens = 16};
+  OwedState state = {.groups = {&group, 1}, .known_tokens = 20, .final_tokens = 40, .prompt_tokens = 20, .unforked_choices = 2};
+  EXPECT_EQ(OwedExtents(state), 2);
   state.reserve_to_finish = true;
-  EXPECT_EQ(OwedBlocks(state),
+  EXPECT_EQ(OwedExtents(state),
             3 + 2 * 2 + 1);  // one's own; two forks with all but the full block; the parent's copy of the partial one
-  state = {.held_blocks = 2,
+  state = {.groups = {&group, 1},
+           .held = {2},
+           .shared_tails = 1,
            .known_tokens = 20,
            .final_tokens = 40,
            .prompt_tokens = 20,
-           .shared_tail = true,
-           .block_tokens = 16,
            .reserve_to_finish = true};
-  EXPECT_EQ(3 * OwedBlocks(state), 6) << "after the fork the three together are owed no more than was promised";
+  EXPECT_EQ(3 * OwedExtents(state), 6) << "after the fork the three together are owed no more than was promised";
+}
+
+TEST(OwedTest, AWindowOwesNoMoreThanItsCap) {
+  const KvGroupShape groups[] = {{.extent_tokens = 16}, {.extent_tokens = 16, .window_tokens = 64}};
+  OwedState state = {.groups = groups, .known_tokens = 1000, .final_tokens = 2000, .chunk_tokens = 32};
+  // 63 tokens before the chunk's first and 32 of the chunk touch at most 7 blocks of 16.
+  EXPECT_EQ(ExtentsAtOnce(groups[1], 1000, 32), 7);
+  EXPECT_EQ(OwedExtents(state), 63 + 7);
+  state.reserve_to_finish = true;
+  EXPECT_EQ(OwedExtents(state), 125 + 7);
+  state.unforked_choices = 1;
+  state.prompt_tokens = 1000;
+  EXPECT_EQ(OwedExtents(state), 125 + 7 + (125 - 62) + 1 + 5) << "a fork has its own window";
+}
+
+TEST(OwedTest, ExtentsAtOnceIsTheMostThatAnySpanTouches) {
+  for (int extent = 1; extent <= 9; ++extent) {
+    for (int window = 1; window <= 20; ++window) {
+      for (int chunk = 1; chunk <= 12; ++chunk) {
+        int64_t most = 0;
+        for (int first = 0; first < 40; ++first) {
+          const int begin = std::max(0, first - window + 1) / extent, end = (first + chunk + extent - 1) / extent;
+          most = std::max<int64_t>(most, end - begin);
+        }
+        EXPECT_EQ(ExtentsAtOnce({extent, window}, 1000, chunk), most) << extent << " " << window << " " << chunk;
+      }
+    }
+  }
+}
+
+TEST(OwedTest, TheLongestTextFitsAndOneTokenMoreDoesNot) {
+  const KvGroupShape groups[] = {{.extent_tokens = 80}, {.extent_tokens = 16, .window_tokens = 64}};
+  EXPECT_EQ(LongestText({groups, 1}, 10, 32, 1 << 20), 800);
+  EXPECT_EQ(LongestText(groups, 10, 32, 1 << 20), 240) << "three extents of 80, and seven for the window";
+  EXPECT_EQ(LongestText({groups + 1, 1}, 10, 32, 1 << 20), 1 << 20) << "a window alone has no end";
+  EXPECT_EQ(LongestText({groups + 1, 1}, 3, 32, 1 << 20), 48);
 }
 
 TEST(WaitTest, FollowsQueueAndRateWithinBounds) {

@@ -1,6 +1,7 @@
 #include "tests/scheduler/shadow_executor.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace kvasir {
 
@@ -26,35 +27,74 @@ float ShadowScore(uint64_t chain, int32_t token) {
   return float(Mix(chain, uint64_t(uint32_t(token)) + 77) % 100000) * -1e-3f;
 }
 
-ShadowExecutor::ShadowExecutor(int64_t num_blocks, int block_tokens, int32_t vocab, FakeClock* clock, uint64_t seed)
-    : block_tokens_(block_tokens),
-      vocab_(vocab),
-      clock_(clock),
-      rng_(seed, 99),
-      slots_(size_t(num_blocks) * size_t(block_tokens)) {}
+ShadowExecutor::ShadowExecutor(const KvCache& cache, int32_t vocab, FakeClock* clock, uint64_t seed)
+    : block_tokens_(cache.config().block_tokens), vocab_(vocab), clock_(clock), rng_(seed, 99) {
+  const KvArenaPlan& plan = cache.plan();
+  int64_t cell = 0;
+  for (const KvGroupConfig& group : cache.config().groups) {
+    KVASIR_CHECK(group.block_bytes % block_tokens_ == 0, "{} bytes for {} tokens", group.block_bytes, block_tokens_);
+    cell = std::gcd(cell, group.block_bytes / block_tokens_);
+  }
+  for (const KvGroupConfig& group : cache.config().groups) {
+    groups_.push_back({group.window_tokens, size_t(group.block_bytes / block_tokens_ / cell)});
+  }
+  cell_bytes_ = size_t(cell);
+  granule_cells_ = size_t(plan.granule_bytes / cell);
+  slots_.resize(size_t(cache.config().num_blocks * plan.extent_bytes / cell));
+}
 
 void ShadowExecutor::Report(std::string what) {
   if (failure_.empty()) failure_ = fmt::format("step {}: {}", steps_, what);
 }
 
-// Slots [0, end) of one sequence hold one text of its tenant, in order.
-void ShadowExecutor::CheckSlots(const StepBatch& batch, size_t index, int32_t end, const char* when) {
-  const SequenceTable& table = batch.tables[size_t(batch.slices[index].kv)];
-  const ShadowRequest& request = requests_[batch.request_ids[index]];
-  uint64_t chain = ChainRoot(request.tenant);
-  for (int32_t p = 0; p < end; ++p) {
-    const Slot& slot = At(table, p);
-    chain = ChainNext(chain, slot.token);
-    if (slot.position == p && slot.tenant == request.tenant && slot.chain == chain) continue;
-    return Report(
-        fmt::format("request {} reads at position {} ({}) a slot of tenant {}, position {}, token {}, block {}, not its own",
-                    batch.request_ids[index], p, when, slot.tenant, slot.position, slot.token, table.blocks[p / block_tokens_]));
+// The slots that this step's rows read hold one text of its tenant, in order, in every group.
+void ShadowExecutor::CheckSlots(const StepBatch& batch, size_t index, bool own_rows, const char* when) {
+  const SequenceSlice& slice = batch.slices[index];
+  const SequenceTable& table = batch.tables[0][size_t(slice.kv)];
+  const int32_t first = table.num_slots - slice.num_rows, end = own_rows ? table.num_slots : first;
+  uint64_t chain = ChainRoot(requests_[batch.request_ids[index]].tenant);
+  const int32_t known = FirstRead(0, first);
+  chains_.assign(size_t(std::max(0, end)), 0);
+  for (int32_t p = known; p < end; ++p) {
+    const Slot& slot = *At(0, table, p);
+    // Where the beginning was let go, the first slot is believed; CheckText compares the last one with the whole text.
+    chain = p > 0 && p == known ? slot.chain : ChainNext(chain, slot.token);
+    chains_[size_t(p)] = chain;
+  }
+  for (size_t g = 0; g < groups_.size(); ++g) CheckGroup(batch, index, g, end, when);
+}
+
+void ShadowExecutor::CheckGroup(const StepBatch& batch, size_t index, size_t group, int32_t end, const char* when) {
+  const SequenceSlice& slice = batch.slices[index];
+  const SequenceTable& table = batch.tables[group][size_t(slice.kv)];
+  const uint32_t tenant = requests_[batch.request_ids[index]].tenant;
+  const size_t last_cell = groups_[group].cells - 1;
+  const int32_t first_read = FirstRead(group, table.num_slots - slice.num_rows);
+  for (int32_t block = 0; block * block_tokens_ < table.num_slots; ++block) {
+    const bool outside = block < first_read / block_tokens_;
+    if (outside == (table.blocks[block] == kNoBlock)) continue;
+    return Report(fmt::format("request {} {} block {} of group {}, but its tokens read from position {} on ({})",
+                              batch.request_ids[index], outside ? "still holds" : "has let go of", block, group, first_read,
+                              when));
+  }
+  for (int32_t p = first_read; p < end; ++p) {
+    const Slot* slots = At(group, table, p);
+    for (const Slot* slot : {slots, slots + last_cell}) {
+      if (slot->position == p && slot->tenant == tenant && slot->chain == chains_[size_t(p)] && slot->group == int32_t(group)) {
+        continue;
+      }
+      return Report(
+          fmt::format("request {} reads at position {} of group {} ({}) a slot of tenant {}, position {}, token {}, group {}, "
+                      "entry {}, not its own",
+                      batch.request_ids[index], p, group, when, slot->tenant, slot->position, slot->token, slot->group,
+                      table.blocks[p / block_tokens_]));
+    }
   }
 }
 
 void ShadowExecutor::WriteRows(const StepBatch& batch, size_t index) {
   const SequenceSlice& slice = batch.slices[index];
-  const SequenceTable& table = batch.tables[size_t(slice.kv)];
+  const SequenceTable& table = batch.tables[0][size_t(slice.kv)];
   const ShadowRequest& request = requests_[batch.request_ids[index]];
   for (int32_t i = 0; i < slice.num_rows; ++i) {
     const int32_t row = slice.first_row + i;
@@ -62,34 +102,43 @@ void ShadowExecutor::WriteRows(const StepBatch& batch, size_t index) {
     if (batch.positions[size_t(row)] != position) {
       Report(fmt::format("row {} has position {} but its slot is {}", row, batch.positions[size_t(row)], position));
     }
-    const uint64_t before = position == 0 ? ChainRoot(request.tenant) : At(table, position - 1).chain;
+    const uint64_t before = position == 0 ? ChainRoot(request.tenant) : At(0, table, position - 1)->chain;
     const int32_t token = batch.token_ids[size_t(row)];
-    Slot& slot = At(table, position);
-    if (slot.written_in_step == steps_) {
-      Report(fmt::format("request {} writes position {} into block {}, which another row of this step wrote",
-                         batch.request_ids[index], position, table.blocks[position / block_tokens_]));
+    for (size_t g = 0; g < groups_.size(); ++g) {
+      const SequenceTable& own = batch.tables[g][size_t(slice.kv)];
+      if (own.num_slots != table.num_slots) Report("groups disagree about the slots in use");
+      Slot* slots = At(g, own, position);
+      if (slots->written_in_step == steps_) {
+        Report(fmt::format("request {} writes position {} of group {} into entry {}, which another row of this step wrote",
+                           batch.request_ids[index], position, g, own.blocks[position / block_tokens_]));
+      }
+      std::fill_n(slots, groups_[g].cells,
+                  Slot{.chain = ChainNext(before, token),
+                       .position = position,
+                       .token = token,
+                       .tenant = request.tenant,
+                       .group = int32_t(g),
+                       .written_in_step = steps_});
     }
-    slot = {.chain = ChainNext(before, token),
-            .position = position,
-            .token = token,
-            .tenant = request.tenant,
-            .written_in_step = steps_};
   }
 }
 
 // The text in the slots is prompt + output, and nothing is missing.
 void ShadowExecutor::CheckText(const StepBatch& batch, size_t index, const SampleRow& sample) {
-  const SequenceTable& table = batch.tables[size_t(batch.slices[index].kv)];
+  const SequenceTable& table = batch.tables[0][size_t(batch.slices[index].kv)];
   const int32_t prompt = int32_t(sample.prompt.size());
   if (table.num_slots != prompt + int32_t(sample.output.size())) {
     return Report(fmt::format("request {} samples with {} slots but has {} + {} tokens", batch.request_ids[index],
                               table.num_slots, prompt, sample.output.size()));
   }
+  uint64_t chain = ChainRoot(requests_[batch.request_ids[index]].tenant);
+  const int32_t first_read = FirstRead(0, table.num_slots - 1);
   for (int32_t p = 0; p < table.num_slots; ++p) {
     const int32_t expected = p < prompt ? sample.prompt[size_t(p)] : sample.output[size_t(p - prompt)];
-    if (At(table, p).token == expected) continue;
+    chain = ChainNext(chain, expected);
+    if (p < first_read || (At(0, table, p)->token == expected && At(0, table, p)->chain == chain)) continue;
     return Report(fmt::format("request {} has token {} in slot {} but its text has {}", batch.request_ids[index],
-                              At(table, p).token, p, expected));
+                              At(0, table, p)->token, p, expected));
   }
 }
 
@@ -100,7 +149,7 @@ void ShadowExecutor::Sample(const StepBatch& batch, StepResult& result) {
     return index;
   };
   const auto chain_at = [&](int32_t row) {
-    return At(batch.tables[size_t(batch.slices[slice_of(row)].kv)], batch.positions[size_t(row)]).chain;
+    return At(0, batch.tables[0][size_t(batch.slices[slice_of(row)].kv)], batch.positions[size_t(row)])->chain;
   };
   for (size_t i = 0; i < batch.samples.size(); ++i) {
     const SampleRow& sample = batch.samples[i];
@@ -123,17 +172,16 @@ Status ShadowExecutor::Execute(const StepBatch& batch, StepResult& result) {
   clock_->Advance(int64_t(rng_.Below(5000)));
   if (steps_ == fail_at_step_) return Internal("the device was lost (injected)");
   for (const BlockCopy& copy : batch.copies) {
-    for (int i = 0; i < block_tokens_; ++i)
-      slots_[size_t(copy.to) * block_tokens_ + i] = slots_[size_t(copy.from) * block_tokens_ + i];
+    const auto from = slots_.begin() + int64_t(copy.from * granule_cells_),
+               to = slots_.begin() + int64_t(copy.to * granule_cells_);
+    std::copy_n(from, copy.bytes / int64_t(cell_bytes_), to);
   }
   // All history is read before anything is written, so a block that another sequence of this step has yet to compute is found
   // out; and once more after, so that a write into a shared block is too.
-  for (size_t i = 0; i < batch.slices.size(); ++i) {
-    CheckSlots(batch, i, batch.tables[size_t(batch.slices[i].kv)].num_slots - batch.slices[i].num_rows, "history");
-  }
+  for (size_t i = 0; i < batch.slices.size() && failure_.empty(); ++i) CheckSlots(batch, i, false, "history");
+  if (!failure_.empty()) return Internal("the step cannot be computed: {}", failure_);
   for (size_t i = 0; i < batch.slices.size(); ++i) WriteRows(batch, i);
-  for (size_t i = 0; i < batch.slices.size(); ++i)
-    CheckSlots(batch, i, batch.tables[size_t(batch.slices[i].kv)].num_slots, "own step");
+  for (size_t i = 0; i < batch.slices.size(); ++i) CheckSlots(batch, i, true, "own step");
   Sample(batch, result);
   return OkStatus();
 }

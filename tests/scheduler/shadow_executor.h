@@ -1,9 +1,11 @@
 // ShadowExecutor: a model without numbers. Every KV slot holds where it came from (tenant, position, token, and the hash of the
 // whole text up to it) instead of floats; "attention" checks that a sequence's block table yields exactly its own text, and the
 // sampled token is a hash of that text. So a wrong, stale, foreign or torn block is a reported failure and a wrong token too.
-// Used by the simulator.
+// Several groups of layers share its memory as they share a device's: by the byte. A group with a window is checked where its
+// tokens read, and nothing before that may be held. Used by the simulator.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <span>
@@ -35,7 +37,8 @@ struct ShadowRequest {
 
 class ShadowExecutor : public Executor {
  public:
-  ShadowExecutor(int64_t num_blocks, int block_tokens, int32_t vocab, FakeClock* clock, uint64_t seed);
+  // `cache` says how memory is cut; nothing else of it is looked at.
+  ShadowExecutor(const KvCache& cache, int32_t vocab, FakeClock* clock, uint64_t seed);
   void Add(uint64_t request_id, ShadowRequest request) { requests_[request_id] = request; }
   void FailAtStep(int64_t step) { fail_at_step_ = step; }
   Status Execute(const StepBatch& batch, StepResult& result) override;
@@ -49,12 +52,24 @@ class ShadowExecutor : public Executor {
     int32_t position = -1;
     int32_t token = -1;
     uint32_t tenant = 0;
+    int32_t group = -1;
     int64_t written_in_step = -1;
   };
-  Slot& At(const SequenceTable& table, int32_t position) {
-    return slots_[size_t(table.blocks[position / block_tokens_]) * block_tokens_ + size_t(position % block_tokens_)];
+  // A token takes `cells` neighbouring cells of memory, each a Slot of its own.
+  struct Group {
+    int32_t window = 0;
+    size_t cells = 1;
+  };
+  Slot* At(size_t group, const SequenceTable& table, int32_t position) {
+    const Group& g = groups_[group];
+    return &slots_[size_t(table.blocks[position / block_tokens_]) * granule_cells_ + size_t(position % block_tokens_) * g.cells];
   }
-  void CheckSlots(const StepBatch& batch, size_t index, int32_t end, const char* when);
+  // The first position that the row at `position` reads.
+  int32_t FirstRead(size_t group, int32_t position) const {
+    return groups_[group].window == 0 ? 0 : std::max(0, position - groups_[group].window + 1);
+  }
+  void CheckSlots(const StepBatch& batch, size_t index, bool own_rows, const char* when);
+  void CheckGroup(const StepBatch& batch, size_t index, size_t group, int32_t end, const char* when);
   void WriteRows(const StepBatch& batch, size_t index);
   void CheckText(const StepBatch& batch, size_t index, const SampleRow& sample);
   void Sample(const StepBatch& batch, StepResult& result);
@@ -64,7 +79,10 @@ class ShadowExecutor : public Executor {
   const int32_t vocab_;
   FakeClock* clock_;
   Rng rng_;
-  std::vector<Slot> slots_;
+  size_t granule_cells_ = 1, cell_bytes_ = 1;
+  std::vector<Group> groups_;
+  std::vector<Slot> slots_;       // by cell
+  std::vector<uint64_t> chains_;  // of the text being checked, by position; 0 where it cannot be known
   std::unordered_map<uint64_t, ShadowRequest> requests_;
   std::string failure_;
   int64_t steps_ = 0, fail_at_step_ = -1;

@@ -1,5 +1,5 @@
-// The proof of the tester: the scheduler is compiled once more with known bugs behind a switch, and the simulator must find each
-// within 2,000 seeds. A bug may also show as a failed check (abort); so each runs in a child process.
+// The proof of the tester: memory and scheduler are compiled once more with known bugs behind a switch, and the simulator must
+// find each within 2,000 seeds. A bug may also show as a failed check (abort); so each runs in a child process.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -7,7 +7,7 @@
 #include <cstdlib>
 
 #include "gtest/gtest.h"
-#include "scheduler/mutations.h"
+#include "memory/mutations.h"
 #include "spdlog/spdlog.h"
 #include "tests/scheduler/simulator.h"
 
@@ -39,6 +39,11 @@ constexpr NamedMutation kMutations[] = {
     {Mutation::kForgetRetry, "ForgetRetry"},
     {Mutation::kPinWithoutPromise, "PinWithoutPromise"},
     {Mutation::kLatestFirst, "LatestFirst"},
+    {Mutation::kTrimTooFar, "TrimTooFar"},
+    {Mutation::kTrimForgets, "TrimForgets"},
+    {Mutation::kMatchWithoutWindow, "MatchWithoutWindow"},
+    {Mutation::kForgetToUnpublish, "ForgetToUnpublish"},
+    {Mutation::kCopyTooLittle, "CopyTooLittle"},
 };
 static_assert(std::size(kMutations) + 1 == size_t(Mutation::kCount), "every mutation is tried");
 

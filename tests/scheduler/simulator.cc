@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "scheduler/engine.h"
+#include "scheduler/policies.h"
 #include "tests/scheduler/shadow_executor.h"
 
 namespace kvasir {
@@ -48,6 +49,8 @@ class World {
 
  private:
   void Build();
+  void BuildGroups();
+  void SizePool(int64_t pool_tokens);
   void SubmitOne();
   RequestDraft MakeDraft();
   std::vector<int32_t> MakePrompt();
@@ -102,7 +105,7 @@ void World::Build() {
   constexpr int kBlockTokens[] = {1, 2, 3, 4, 5, 8, 16, 32};
   kv_config_.block_tokens = kBlockTokens[rng_.Below(std::size(kBlockTokens))];
   const int64_t pool_tokens = rng_.Between(8, rng_.Chance(0.5) ? 60 : 400);
-  kv_config_.num_blocks = std::max<int64_t>(2, pool_tokens / kv_config_.block_tokens);
+  BuildGroups();
   kv_config_.enable_prefix_caching = rng_.Chance(0.8);
   kv_config_.fingerprint = "shadow";
   vocab_ = int32_t(rng_.Between(6, 40));
@@ -117,7 +120,7 @@ void World::Build() {
   config_.check_invariants = true;
   config_.limits.vocab_size = vocab_;
   config_.limits.max_model_len = rng_.Between(8, 120);
-  config_.limits.pool_tokens = kv_config_.num_blocks * kv_config_.block_tokens;
+  SizePool(pool_tokens);
   config_.limits.block_tokens = kv_config_.block_tokens;
   config_.limits.priority_allowed = config_.order == OrderPolicy::kPriority;
   if (rng_.Chance(0.5)) config_.limits.eos_token_ids = {0};
@@ -131,7 +134,7 @@ void World::Build() {
     for (int j = 0; j < 100; ++j) text.push_back(int32_t(rng_.Below(uint64_t(vocab_))));
   }
   cache_ = std::make_unique<KvCache>(kv_config_);
-  executor_ = std::make_unique<ShadowExecutor>(kv_config_.num_blocks, kv_config_.block_tokens, vocab_, &clock_, seed_);
+  executor_ = std::make_unique<ShadowExecutor>(*cache_, vocab_, &clock_, seed_);
   if (do_fault_) executor_->FailAtStep(rng_.Between(1, 80));
   engine_ = std::make_unique<Engine>(config_, cache_.get(), executor_.get(), &clock_);
 }
@@ -152,6 +155,39 @@ std::vector<int32_t> World::MakePrompt() {
   const int64_t own = shared == 0 ? rng_.Between(1, 5) : rng_.Between(0, 5);
   for (int64_t i = 0; i < own && int64_t(prompt.size()) < longest; ++i) prompt.push_back(int32_t(rng_.Below(uint64_t(vocab_))));
   return prompt;
+}
+
+// Half of the worlds have one group that keeps all; the others have groups of different sizes, with windows that are small beside
+// their texts. The last slot before a row must be there, so that the shadow can continue its chain: windows of group 0 are >= 2.
+void World::BuildGroups() {
+  kv_config_.groups.clear();
+  const int count = rng_.Chance(0.5) ? 1 : int(rng_.Between(1, 3));
+  const bool windows_only = count == 1 ? rng_.Chance(0.2) : rng_.Chance(0.25);
+  int32_t window = int32_t(rng_.Between(2, 40));
+  for (int g = 0; g < count; ++g) {
+    const bool keeps_all = g == 0 ? !windows_only : !windows_only && g == 1 && count == 3 && rng_.Chance(0.3);
+    const int64_t units = rng_.Chance(0.4) ? 1 : rng_.Between(1, 7);
+    kv_config_.groups.push_back({64 * kv_config_.block_tokens * units, keeps_all ? 0 : window});
+    if (!keeps_all) window = int32_t(rng_.Between(1, window));
+  }
+}
+
+// Room for pool_tokens tokens of the text that takes most; a pool too small for any text is enlarged.
+void World::SizePool(int64_t pool_tokens) {
+  const KvArenaPlan plan = PlanKvArena(kv_config_.groups);
+  std::vector<KvGroupShape>& shapes = config_.limits.kv_groups;
+  int64_t& extents = config_.limits.pool_extents;
+  extents = 0;
+  config_.limits.chunk_tokens = ChunkTokens(INT32_MAX, config_.max_step_tokens, config_.max_chunk);
+  for (size_t g = 0; g < plan.groups.size(); ++g) {
+    shapes.push_back({int32_t(plan.groups[g].blocks_per_extent) * kv_config_.block_tokens, kv_config_.groups[g].window_tokens});
+    extents += ExtentsAtOnce(shapes.back(), pool_tokens, config_.limits.chunk_tokens);
+  }
+  const bool plain = shapes.size() == 1 && shapes[0].window_tokens == 0;
+  if (plain) extents = std::max<int64_t>(2, pool_tokens / kv_config_.block_tokens);
+  extents = std::max<int64_t>(extents, 2);
+  kv_config_.num_blocks = extents;
+  config_.limits.pool_tokens = LongestText(shapes, extents, config_.limits.chunk_tokens, 100'000);
 }
 
 RequestDraft World::MakeDraft() {

@@ -1,4 +1,4 @@
-// Known bugs, for the proof that the simulator finds them: a test target compiles the scheduler with KVASIR_MUTATIONS and
+// Known bugs, for the proof that the simulator finds them: a test target compiles memory and scheduler with KVASIR_MUTATIONS and
 // switches one on at a time. Everywhere else KVASIR_MUTATED is the constant false and leaves no code behind.
 #pragma once
 
@@ -22,6 +22,12 @@ enum class Mutation : int {
   kForgetRetry,         // a queue whose head did not fit once is never looked at again
   kPinWithoutPromise,   // a sequence at its limit of preemptions comes back without memory to its end
   kLatestFirst,         // the newest waiting request is served first
+  // In memory/:
+  kTrimTooFar,          // a window's block is let go while the next token still reads it
+  kTrimForgets,         // a window's blocks leave the table but are never given back
+  kMatchWithoutWindow,  // a prefix counts as found though blocks of its window are gone
+  kForgetToUnpublish,   // memory goes to a new holder while its old blocks can still be found
+  kCopyTooLittle,       // a copy takes one block's bytes where several are kept
   kCount,
 };
 

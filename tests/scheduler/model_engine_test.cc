@@ -1,0 +1,194 @@
+// "One answer" with real decoders: small checkpoints of every family, run by the engine alone, together, in small chunks, from a
+// warm prefix cache and under constant preemption. Tokens are those of transformers, and logprobs are the same bits every time.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <bit>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "kernels/clock.h"
+#include "models/families.h"
+#include "scheduler/engine.h"
+#include "scheduler/model_executor.h"
+#include "scheduler/policies.h"
+
+namespace kvasir {
+namespace {
+
+namespace stdfs = std::filesystem;
+using nlohmann::json;
+
+constexpr int kBlockTokens = 8;
+constexpr int kMaxTokens = 32;
+
+bool IsSupported(const stdfs::path& dir) {
+  std::ifstream file(dir / "config.json");
+  return FindFamily(json::parse(file)["architectures"][0].get<std::string>()) != nullptr;
+}
+
+std::vector<std::string> Checkpoints() {
+  std::vector<std::string> folders;
+  for (const char* place : {"/tests/data/tiny", "/tests/data/families"}) {
+    if (!stdfs::is_directory(std::string(KVASIR_SOURCE_DIR) + place)) continue;
+    for (const auto& entry : stdfs::directory_iterator(std::string(KVASIR_SOURCE_DIR) + place))
+      if (stdfs::exists(entry.path() / "golden.json") && IsSupported(entry.path())) folders.push_back(entry.path());
+  }
+  std::sort(folders.begin(), folders.end());
+  return folders;
+}
+
+struct Answer : TokenSink {
+  void OnEvent(TokenEvent&& event) override {
+    if (event.kind == TokenEvent::Kind::kStarted) cached_tokens = event.cached_tokens;
+    if (event.kind == TokenEvent::Kind::kEnd) status = event.status;
+    if (event.kind != TokenEvent::Kind::kToken) return;
+    tokens.push_back(event.sample.token);
+    logprobs.push_back(std::bit_cast<uint32_t>(event.sample.logprob));
+  }
+  std::vector<int32_t> tokens;
+  std::vector<uint32_t> logprobs;
+  int32_t cached_tokens = -1;
+  Status status = Internal("never ended");
+};
+using Answers = std::vector<std::shared_ptr<Answer>>;
+
+class ModelEngine : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    std::ifstream file(GetParam() + "/golden.json");
+    std::stringstream text;
+    text << file.rdbuf();
+    const json golden = json::parse(text.str());
+    // Where the rotation depends on the longest text served, the goldens of that meaning are called "fixed".
+    const bool dynamic = GetParam().ends_with("llama-rope-dynamic");
+    const bool fixed = dynamic || golden.contains("context_switch");
+    device_ = *MakeCpuDevice({.threads = 2});
+    auto model = Model::Load(GetParam(), device_.get(), {.dtype = DType::kF32, .max_model_len = fixed ? 256 : 0});
+    ASSERT_TRUE(model.ok()) << model.status();
+    model_ = std::move(*model);
+    for (const json& prompt : golden["prompts"]) {
+      prompts_.push_back(prompt["prompt_ids"]);
+      expected_.push_back((fixed ? prompt["fixed"] : prompt)["greedy_ids"]);
+    }
+  }
+
+  // An engine over `extents` of KV memory; 0 = plenty.
+  void Build(int64_t extents, int max_step_tokens, int max_running) {
+    engine_.reset();  // before what it uses
+    executor_.reset();
+    const std::vector<KvGroup> groups = model_->kv_groups(kBlockTokens, std::nullopt);
+    std::vector<KvGroupConfig> configs;
+    for (const KvGroup& group : groups) configs.push_back({int64_t(group.layout.block_bytes()), group.window});
+    const KvArenaPlan plan = PlanKvArena(configs);
+    if (extents == 0) extents = 400;
+    kv_ = std::make_unique<KvCache>(
+        KvCacheConfig{.num_blocks = extents, .block_tokens = kBlockTokens, .fingerprint = "test", .groups = configs});
+    auto executor = ModelExecutor::Create(model_.get(), device_.get(), groups, plan, extents);
+    ASSERT_TRUE(executor.ok()) << executor.status();
+    executor_ = std::move(*executor);
+    EngineConfig config;
+    config.max_step_tokens = max_step_tokens;
+    config.max_running = max_running;
+    config.check_invariants = true;
+    config.limits = {.vocab_size = model_->config().vocab_size,
+                     .max_model_len = model_->max_model_len(),
+                     .pool_tokens = LongestText(kv_->shapes(), extents, max_step_tokens, 4096),
+                     .block_tokens = kBlockTokens,
+                     .kv_groups = kv_->shapes(),
+                     .pool_extents = extents,
+                     .chunk_tokens = max_step_tokens};
+    limits_ = config.limits;
+    engine_ = std::make_unique<Engine>(config, kv_.get(), executor_.get(), &clock_);
+  }
+
+  std::shared_ptr<Answer> Submit(const std::vector<int32_t>& prompt) {
+    RequestDraft draft;
+    draft.prompt = prompt;
+    draft.max_tokens = kMaxTokens;
+    draft.ignore_eos = true;
+    draft.sampling.temperature = 0;
+    draft.sampling.num_logprobs = 0;
+    auto answer = std::make_shared<Answer>();
+    auto request = ValidatedRequest::Make(std::move(draft), limits_);
+    EXPECT_TRUE(request.ok()) << request.status();
+    if (request.ok()) EXPECT_TRUE(engine_->Submit(*std::move(request), answer).ok());
+    return answer;
+  }
+  void RunAll() {
+    for (int i = 0; i < 100000 && engine_->Step(); ++i) {
+    }
+    EXPECT_EQ(engine_->Stats().kv.used_blocks, 0);
+    EXPECT_EQ(engine_->Stats().invariant_failures, 0);
+  }
+  Answers Together() {
+    Answers answers;
+    for (const auto& prompt : prompts_) answers.push_back(Submit(prompt));
+    RunAll();
+    return answers;
+  }
+  void ExpectSame(const Answers& answers, const Answers& first, const char* what) {
+    SCOPED_TRACE(what);
+    for (size_t i = 0; i < prompts_.size(); ++i) {
+      SCOPED_TRACE(prompts_[i].size());
+      EXPECT_TRUE(answers[i]->status.ok()) << answers[i]->status;
+      EXPECT_EQ(answers[i]->tokens, expected_[i]);
+      EXPECT_EQ(answers[i]->logprobs, first[i]->logprobs);
+    }
+  }
+
+  SteadyClock clock_;
+  std::unique_ptr<Device> device_;
+  std::unique_ptr<Model> model_;
+  std::unique_ptr<KvCache> kv_;
+  std::unique_ptr<ModelExecutor> executor_;
+  std::unique_ptr<Engine> engine_;
+  RequestLimits limits_;
+  std::vector<std::vector<int32_t>> prompts_, expected_;
+};
+
+TEST_P(ModelEngine, OneAnswer) {
+  Answers alone;
+  for (const auto& prompt : prompts_) {
+    Build(0, 512, 1);
+    alone.push_back(Submit(prompt));
+    RunAll();
+  }
+  ExpectSame(alone, alone, "alone");
+  ExpectSame(Together(), alone, "the last one cached, the others cold");
+
+  Build(0, 64, 8);
+  ExpectSame(Together(), alone, "together");
+  const Answers warm = Together();
+  ExpectSame(warm, alone, "from the prefix cache");
+  EXPECT_GT(warm.back()->cached_tokens, 0);
+  Build(0, 7, 8);
+  ExpectSame(Together(), alone, "in chunks of 7");
+
+  // As little memory as the third request alone needs, so that three take turns.
+  prompts_.resize(3);
+  for (int64_t extents = 4; extents < 200; ++extents) {
+    Build(extents, 16, 4);
+    RequestDraft longest;
+    longest.prompt = prompts_.back();
+    longest.max_tokens = kMaxTokens;
+    if (!ValidatedRequest::Make(longest, limits_).ok()) continue;
+    ExpectSame(Together(), alone, "preempted");
+    const bool windows = kv_->shapes().back().window_tokens > 0;
+    if (!windows) EXPECT_GT(engine_->Stats().preemptions, 0) << extents << " extents";
+    return;
+  }
+  FAIL() << "no pool held the third request";
+}
+
+INSTANTIATE_TEST_SUITE_P(Checkpoints, ModelEngine, testing::ValuesIn(Checkpoints()), [](const auto& info) {
+  std::string name = stdfs::path(info.param).filename();
+  std::replace_if(
+      name.begin(), name.end(), [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); }, '_');
+  return name;
+});
+
+}  // namespace
+}  // namespace kvasir
