@@ -73,7 +73,12 @@ double DecodeFloorSeconds(const Runtime& runtime, const Ceilings& machine, int64
   // The input embedding is read by rows; the output head is read whole, tied or not.
   const double read_weights = double(c.parameter_count()) - (c.tie_word_embeddings ? 0 : embedding);
   const double element = double(SizeOf(c.dtype));
-  const double bytes = read_weights * element + double(batch) * context * double(runtime.kv_layout.token_bytes());
+  double bytes = read_weights * element;
+  for (const KvGroup& group : runtime.kv_groups) {
+    const double tokens = group.window > 0 ? std::min(context, double(group.window)) : context;
+    const bool state = group.layout.state_floats > 0;  // read and written
+    bytes += double(batch) * (state ? 2 * double(group.layout.block_bytes()) : tokens * double(group.layout.token_bytes()));
+  }
   const double flops = 2 * read_weights * double(batch);
   const double peak = c.dtype == DType::kBF16 && machine.dot_bf16_gflops > 0 ? machine.dot_bf16_gflops : machine.fma_f32_gflops;
   return std::max(bytes / (machine.stream_read_gbs * 1e9), flops / (peak * 1e9));

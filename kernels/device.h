@@ -70,6 +70,7 @@ struct Norm {
 // Gated: in [rows, 2 * width] = gate half, up half; out = act(gate) * up. Not gated: in [rows, width], out = act(in).
 // kSwigluOai (gated only): g = min(gate, limit), u = clamp(up, -limit, limit); out = g * sigmoid(alpha * g) * (u + 1).
 enum class Activation : uint8_t { kSilu, kGelu /* by erf */, kGeluTanh, kRelu, kRelu2 /* squared */, kSwigluOai };
+enum class GateKind : uint8_t { kSigmoid, kSilu };
 // A plain Activation is one with gpt-oss's values.
 struct ActivationParams {
   ActivationParams(Activation activation) : kind(activation) {}  // NOLINT(google-explicit-constructor)
@@ -109,6 +110,26 @@ struct MoeRouting {
   int num_groups = 1;
   int top_groups = 1;
   bool group_score_top2 = false;
+};
+
+// A gated delta net (Yang et al., arXiv 2412.06464): attention whose whole memory of a text is one matrix per head. With q and k
+// of each token at length 1 (q then / sqrt(key_dim)), a head's state S [key_dim, value_dim], zero at the text's start, becomes
+//   S' = decay * S;   S = S' + k (x) (beta * (v - S'^T k));   its output is S^T q.
+// beta = sigmoid(b) and decay = exp(-exp(a_log) * softplus(a + dt_bias)) for the numbers b and a of each token and head.
+// Value head h uses the q and k of key head h / (value_heads / key_heads).
+// A block of its KV group keeps for each layer all S [value_heads, key_dim, value_dim], then the last `kernel` - 1 inputs of the
+// convolution, oldest first [kernel - 1, channels].
+inline constexpr float kDeltaNormEps = 1e-6f;  // length of q and k: sqrt(sum of squares + this)
+struct DeltaNet {
+  int key_heads = 0, value_heads = 0;
+  int key_dim = 0, value_dim = 0;
+  int kernel = 1;  // tokens that the convolution sees
+
+  int64_t queries() const { return int64_t{key_heads} * key_dim; }  // width of all q, and of all k
+  int64_t values() const { return int64_t{value_heads} * value_dim; }
+  int64_t channels() const { return 2 * queries() + values(); }
+  int64_t matrix_floats() const { return values() * key_dim; }
+  int64_t state_floats() const { return matrix_floats() + (kernel - 1) * channels(); }
 };
 
 // The experts of a layer: gate_up[e] [2 * ffn, width] (gate rows, then up rows) and down[e] [width, ffn].
@@ -177,8 +198,18 @@ class Device {
   virtual void ScaleRows(float* data, int rows, int width, float scale, float softcap) = 0;
   // residual[i, j] += sigmoid(gate[i]) * in[i, j]                  gate [rows]
   virtual void AddGated(float* residual, const float* in, const float* gate, int rows, int width) = 0;
-  // data[i, j] *= sigmoid(gate[i * gate_stride + j])               data [rows, width]
-  virtual void MultiplySigmoid(float* data, const float* gate, int64_t gate_stride, int rows, int width) = 0;
+  // data[i, j] *= act(gate[i * gate_stride + j]), act a sigmoid or SiLU       data [rows, width]
+  virtual void MultiplyGate(float* data, GateKind kind, const float* gate, int64_t gate_stride, int rows, int width) = 0;
+  // Causal depthwise convolution along each text, then SiLU: out[t, c] = silu(sum over j of weight[j, c] * in[t - kernel + 1 + j,
+  // c]), with zeros before the text. in: channels() floats at in + i * in_stride; weight [kernel * channels]; out [rows,
+  // channels]. Earlier inputs come from the state of the layer, and the last ones are left there, for each block touched.
+  virtual void CausalConv(const float* in, int64_t in_stride, const DeltaNet& net, const Weight& weight, int layer,
+                          std::span<const SequenceSlice> slices, const PagedKv& kv, float* out) = 0;
+  // See DeltaNet. qkv [rows, channels]: q of all key heads, k of all, v of all value heads. gates: row i has b of all value heads
+  // at gates + i * gate_stride, then a of all. out [rows, values]
+  virtual void DeltaRule(const float* qkv, const float* gates, int64_t gate_stride, const DeltaNet& net, const Weight& a_log,
+                         const Weight& dt_bias, int layer, std::span<const SequenceSlice> slices, const PagedKv& kv,
+                         float* out) = 0;
   // logits [rows, num_experts] -> ids and weights [rows, top_k], by choosing score, larger first, ties to the lower id.
   virtual void Route(const float* logits, int rows, const MoeRouting& routing, int32_t* ids, float* weights) = 0;
   // out[i, :] = sum over the row's experts e, by ascending id, of weight * down_e(act(gate_up_e(in[i, :]))).

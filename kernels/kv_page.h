@@ -27,11 +27,19 @@ struct KvLayout {
   // Latent attention (MLA): the values are the first value_dim elements of each key, so there are no V pages. 0 = V pages of
   // head_dim.
   int value_dim = 0;
+  // Recurrent state in the place of pages (DeltaNet in device.h): so many float32 values per layer, as they are after the block's
+  // last computed token. A step goes on from the block before, so the group's window is 2, and a block once full is a snapshot
+  // that others can go on from. Heads, head_dim and dtype say nothing then. 0 = keys and values.
+  int64_t state_floats = 0;
 
   // One K or V page, rounded up to 64 bytes so that every page starts on a cache line.
   size_t page_bytes() const { return (size_t{1} * block_tokens * head_dim * SizeOf(dtype) + 63) / 64 * 64; }
   int pages_per_head() const { return value_dim > 0 ? 1 : 2; }
-  size_t block_bytes() const { return page_bytes() * num_layers * num_kv_heads * pages_per_head(); }
+  // The state of one layer, rounded up alike.
+  size_t state_bytes() const { return (size_t(state_floats) * sizeof(float) + 63) / 64 * 64; }
+  size_t block_bytes() const {
+    return num_layers * (state_floats > 0 ? state_bytes() : page_bytes() * num_kv_heads * pages_per_head());
+  }
   // Bytes of KV one token takes, padding included.
   size_t token_bytes() const { return block_bytes() / block_tokens; }
   // Inside a block: [layer][head][K page, V page]. K and V of a head are neighbours, so a ragged page pair
@@ -78,6 +86,10 @@ struct PagedKv {
   }
   std::byte* KPage(const PageRun& run, int page) const { return base + size_t{run.entries[page]} * granule_bytes + run.k_offset; }
   std::byte* VPage(const PageRun& run, int page) const { return KPage(run, page) + layout.page_bytes(); }
+  // With recurrent state: that of a layer after the tokens of a block.
+  float* State(int seq, int layer, int64_t block) const {
+    return reinterpret_cast<float*>(base + size_t{tables[seq].blocks[block]} * granule_bytes + layer * layout.state_bytes());
+  }
 };
 
 }  // namespace kvasir

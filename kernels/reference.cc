@@ -259,11 +259,25 @@ class ReferenceDevice final : public Device {
     }
   }
 
-  void MultiplySigmoid(float* data, const float* gate, int64_t gate_stride, int rows, int width) override {
+  void MultiplyGate(float* data, GateKind kind, const float* gate, int64_t gate_stride, int rows, int width) override {
     for (int64_t i = 0; i < rows; ++i) {
       for (int64_t j = 0; j < width; ++j) {
-        data[i * width + j] = float(data[i * width + j] / (1 + std::exp(-double(gate[i * gate_stride + j]))));
+        const double x = gate[i * gate_stride + j];
+        data[i * width + j] = float(data[i * width + j] * (kind == GateKind::kSilu ? x : 1) / (1 + std::exp(-x)));
       }
+    }
+  }
+
+  void CausalConv(const float* in, int64_t in_stride, const DeltaNet& net, const Weight& weight, int layer,
+                  std::span<const SequenceSlice> slices, const PagedKv& kv, float* out) override {
+    for (const SequenceSlice& slice : slices) ReferenceConv(in, in_stride, net, weight, layer, slice, kv, out);
+  }
+
+  void DeltaRule(const float* qkv, const float* gates, int64_t gate_stride, const DeltaNet& net, const Weight& a_log,
+                 const Weight& dt_bias, int layer, std::span<const SequenceSlice> slices, const PagedKv& kv,
+                 float* out) override {
+    for (const SequenceSlice& slice : slices) {
+      ReferenceDeltaRule(qkv, gates, gate_stride, net, a_log, dt_bias, layer, slice, kv, out);
     }
   }
 

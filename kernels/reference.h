@@ -1,4 +1,4 @@
-// The oracle's sampler, activations and expert routing as free functions: written as the definitions read, with full sorts and
+// The oracle's sampler, activations, expert routing and recurrent layers as free functions: written as the definitions read, with full sorts and
 // doubles. Used by ReferenceDevice (kernels/reference.cc) and by tests; nothing that serves a request calls it.
 //
 // Fixed points of the sampler's definition (sampling.h), which every device shares:
@@ -25,6 +25,12 @@ void ReferenceSample(const float* logits, int vocab, const SampleRow& row, Sampl
 double ReferenceActivation(const ActivationParams& activation, double x, double up);
 // One row of Device::Route.
 void ReferenceRoute(const float* logits, const MoeRouting& routing, int32_t* ids, float* weights);
+// One text of Device::CausalConv and of Device::DeltaRule. The state is rounded to float32 after every token, as if each were
+// computed by itself.
+void ReferenceConv(const float* in, int64_t in_stride, const DeltaNet& net, const Weight& weight, int layer,
+                   const SequenceSlice& slice, const PagedKv& kv, float* out);
+void ReferenceDeltaRule(const float* qkv, const float* gates, int64_t gate_stride, const DeltaNet& net, const Weight& a_log,
+                        const Weight& dt_bias, int layer, const SequenceSlice& slice, const PagedKv& kv, float* out);
 void ReferenceScore(const float* logits, int vocab, int32_t token, int32_t num_top, SampleResult& result);
 
 }  // namespace kvasir

@@ -148,6 +148,7 @@ void ParseVariants(Fields& fields, Fields& top, const Family& family, ModelConfi
   if (family.block == BlockForm::kParallelTwo && !fields.BoolOr("use_parallel_residual", true))
     config->block = BlockForm::kPreNorm;
   config->qk_norm = family.qk_norm;
+  config->attention_gate = family.attention_gate;
   config->gated = family.gated;
   config->sinks = family.sinks;
   config->qkv_bias = HasBias(fields, family.qkv_bias);
@@ -229,7 +230,8 @@ int64_t ModelConfig::parameter_count() const {
   if (learned_positions) total += max_position_embeddings * hidden_size;
   for (size_t i = 0; i < layers.size(); ++i) {
     const bool own_kv = layers[i].kv_owner == static_cast<int>(i);
-    int64_t attention = hidden_size * 2 * q_width + (own_kv ? hidden_size * 2 * kv_width : 0);
+    total += norms * norm_weights;
+    int64_t attention = hidden_size * (attention_gate ? 3 : 2) * q_width + (own_kv ? hidden_size * 2 * kv_width : 0);
     if (latent) {
       const int64_t queries = int64_t{num_q_heads} * (latent->nope_dim + latent->rope_dim);
       attention = latent->q_rank > 0 ? (hidden_size + 1 + queries) * latent->q_rank : hidden_size * queries;
@@ -242,7 +244,11 @@ int64_t ModelConfig::parameter_count() const {
     if (qk_norm == QkNorm::kPerHead) attention += 2 * head_dim;
     if (qk_norm == QkNorm::kWhole) attention += q_width + kv_width;
     if (sinks) attention += num_q_heads;
-    total += attention + norms * norm_weights;
+    if (layers[i].delta) {
+      attention = (hidden_size + delta->kernel) * delta->channels() + 2 * hidden_size * (delta->values() + delta->value_heads) +
+                  2 * delta->value_heads + delta->value_dim;
+    }
+    total += attention;
     if (!layers[i].experts) {
       total += mlp(intermediate_size, mlp_bias);
       continue;

@@ -49,6 +49,7 @@ struct LayerSpec {
   int rope = 0;          // index into ModelConfig::ropes; -1 = positions are not rotated
   int kv_owner = 0;      // the layer whose KV it reads; its own index unless KV is shared across layers
   bool experts = false;  // a mixture of experts in place of the dense block
+  bool delta = false;    // a gated delta net (ModelConfig::delta) in place of attention; window, rope and kv_owner say nothing
 };
 
 // Mixture of experts (models with LayerSpec::experts).
@@ -92,6 +93,7 @@ struct ModelConfig {
   float attention_scale = 0;
   bool attention_scale_by_layer = false;  // divided by the layer's number, from 1
   float attention_softcap = 0;            // 0 = none
+  bool attention_gate = false;            // the attention's output times the sigmoid of a projection of its input
   bool sinks = false;                     // a learned logit per query head in the softmax's denominator
   std::vector<Rope> ropes;
   bool learned_positions = false;  // a table of position embeddings is added to the token's
@@ -100,6 +102,7 @@ struct ModelConfig {
   bool gated = true;
   std::optional<MoeSpec> moe;
   std::optional<LatentSpec> latent;
+  std::optional<DeltaNet> delta;
   std::vector<LayerSpec> layers;
 
   float embed_scale = 1, residual_scale = 1;

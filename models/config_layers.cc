@@ -1,4 +1,4 @@
-// Windows, experts and shared KV of each layer, and latent attention.
+// What each layer is: windows, recurrent layers, experts, shared KV; and latent attention.
 #include <algorithm>
 #include <cmath>
 
@@ -72,6 +72,40 @@ void ParseWindows(Fields& fields, const Family& family, ModelConfig* config) {
   }
 }
 
+// Which layers are gated delta nets, and their shape.
+void ParseDeltaNet(Fields& fields, const Family& family, ModelConfig* config) {
+  const int64_t period = fields.OptionalInt("full_attention_interval", 1, kMaxLayers).value_or(4);
+  const auto types = fields.OptionalStrings("layer_types", config->layers.size());
+  bool any = false;
+  if (fields.BoolOr("use_sliding_window", false))
+    fields.Fail(InvalidArgument("use_sliding_window is true but {} has no sliding window", family.architecture));
+  for (size_t i = 0; i < config->layers.size(); ++i) {
+    LayerSpec& layer = config->layers[i];
+    const std::string_view type = types                            ? std::string_view((*types)[i])
+                                  : (int64_t(i) + 1) % period != 0 ? "linear_attention"
+                                                                   : "full_attention";
+    if (type != "linear_attention" && type != "full_attention")
+      fields.Fail(InvalidArgument("layer_types holds '{}'; supported for {}: full_attention, linear_attention", type,
+                                  family.architecture));
+    layer.delta = type == "linear_attention";
+    if (layer.delta) layer.rope = -1;
+    any = any || layer.delta;
+  }
+  if (!any) return;
+  const auto size = [&](std::string_view key, int64_t most, int64_t otherwise) {
+    return static_cast<int>(fields.OptionalInt(key, 1, most).value_or(otherwise));
+  };
+  const DeltaNet net = {.key_heads = size("linear_num_key_heads", kMaxHeads, 16),
+                        .value_heads = size("linear_num_value_heads", kMaxHeads, 32),
+                        .key_dim = size("linear_key_head_dim", kMaxHeadDim, 128),
+                        .value_dim = size("linear_value_head_dim", kMaxHeadDim, 128),
+                        .kernel = size("linear_conv_kernel_dim", 64, 4)};
+  if (net.value_heads % net.key_heads != 0)
+    fields.Fail(InvalidArgument("linear_num_value_heads is {}, which is not a multiple of linear_num_key_heads {}",
+                                net.value_heads, net.key_heads));
+  config->delta = net;
+}
+
 void ParseRotation(Fields& fields, const Family& family, ModelConfig* config) {
   if (family.positions == PositionRule::kLearned) {
     config->learned_positions = true;
@@ -104,17 +138,19 @@ void ParseKvOwners(Fields& fields, const Family& family, ModelConfig* config) {
     if (owner > i || (*owners)[owner] != int64_t(owner))
       return fields.Fail(
           InvalidArgument("kv_owner of layer {} is {}; wanted itself or an earlier layer that owns its KV", i, owner));
+    if (owner != i && (config->layers[owner].delta || config->layers[i].delta))
+      return fields.Fail(InvalidArgument("kv_owner of layer {} is {}, but a linear_attention layer keeps no keys", i, owner));
     if (config->layers[owner].window != config->layers[i].window)
       return fields.Fail(InvalidArgument("kv_owner of layer {} is {}, which has another sliding window", i, owner));
     config->layers[i].kv_owner = static_cast<int>(owner);
   }
 }
 
-void ParseQwenMoe(Fields& fields, ModelConfig* config, MoeSpec* moe) {
+void ParseQwenMoe(Fields& fields, const Family& family, ModelConfig* config, MoeSpec* moe) {
   const char* key = fields.Find("num_experts") != nullptr ? "num_experts" : "num_local_experts";
   moe->num_experts = static_cast<int>(fields.Int(key, 1, kMaxExperts));
   moe->intermediate_size = fields.Int("moe_intermediate_size", 1, kMaxFfn);
-  moe->routing.normalize = fields.BoolOr("norm_topk_prob", false);
+  moe->routing.normalize = fields.BoolOr("norm_topk_prob", family.default_normalized_experts);
   const int64_t step = fields.OptionalInt("decoder_sparse_step", 1, kMaxLayers).value_or(1);
   const auto dense = fields.OptionalInts("mlp_only_layers", kMaxLayers, 0, kMaxLayers).value_or(std::vector<int64_t>());
   for (size_t i = 0; i < config->layers.size(); ++i)
@@ -198,7 +234,7 @@ void ParseMoe(Fields& fields, const Family& family, ModelConfig* config) {
   for (LayerSpec& layer : config->layers) layer.experts = true;
   switch (family.moe) {
     case MoeRule::kQwen:
-      ParseQwenMoe(fields, config, &moe);
+      ParseQwenMoe(fields, family, config, &moe);
       if (!family.names.shared.empty()) {
         moe.shared_intermediate_size = fields.Int("shared_expert_intermediate_size", 1, kMaxFfn);
         moe.shared_gate = true;
@@ -228,7 +264,11 @@ void ParseMoe(Fields& fields, const Family& family, ModelConfig* config) {
 
 void ParseLayers(Fields& fields, const Family& family, ModelConfig* config) {
   ParseRotation(fields, family, config);
-  ParseWindows(fields, family, config);
+  if (family.delta_net) {
+    ParseDeltaNet(fields, family, config);
+  } else {
+    ParseWindows(fields, family, config);
+  }
   for (LayerSpec& layer : config->layers) {
     if (family.positions == PositionRule::kLocalGlobal && layer.window != 0) layer.rope = 1;
     if (family.positions == PositionRule::kSlidingOnly && layer.window == 0) layer.rope = -1;

@@ -21,7 +21,8 @@ std::string Numerics(const ModelConfig& c) {
                   c.embed_scale, c.residual_scale, c.num_q_heads, c.num_kv_heads, c.head_dim, c.sinks);
   text += fmt::format(" {} {} {}", c.attention_scale_by_layer, c.activation.alpha, c.activation.limit);
   for (const LayerSpec& layer : c.layers)
-    text += fmt::format(" {},{},{},{}", layer.window, layer.rope, layer.kv_owner, layer.experts);
+    text += fmt::format(" {},{},{},{},{}", layer.window, layer.rope, layer.kv_owner, layer.experts, layer.delta);
+  if (c.delta) text += fmt::format(" delta {} {} {}", c.delta->key_heads, c.delta->value_heads, c.delta->key_dim);
   if (c.moe) {
     const MoeRouting& r = c.moe->routing;
     text += fmt::format(" moe {} {} {} {} {} {} {}", int(r.score), r.top_k, r.normalize, r.scale, r.num_groups, r.top_groups,
@@ -109,6 +110,10 @@ Status Decoder::AllocateActivations() {
   if (parallel || (config_.moe && config_.moe->shared_intermediate_size > 0)) {
     KVASIR_ASSIGN_OR_RETURN(other_, AllocateRows(max_step_tokens_, hidden, "activations: second block"));
   }
+  if (config_.attention_gate) {
+    KVASIR_ASSIGN_OR_RETURN(gate_, AllocateRows(max_step_tokens_, q_width, "activations: attention gate"));
+  }
+  if (config_.delta) KVASIR_RETURN_IF_ERROR(AllocateDelta());
   if (config_.moe) KVASIR_RETURN_IF_ERROR(AllocateExperts());
   KVASIR_ASSIGN_OR_RETURN(picked_, AllocateRows(max_logits_rows_, hidden, "activations: rows for logits"));
   KVASIR_ASSIGN_OR_RETURN(logits_, AllocateRows(max_logits_rows_, config_.vocab_size, "logits"));
@@ -131,6 +136,15 @@ Status Decoder::AllocateLatent() {
   if (latent.q_rank > 0) {
     KVASIR_ASSIGN_OR_RETURN(q_down_, AllocateRows(max_step_tokens_, latent.q_rank, "activations: query latent"));
   }
+  return OkStatus();
+}
+
+Status Decoder::AllocateDelta() {
+  const DeltaNet& net = *config_.delta;
+  const int64_t width = net.channels() + net.values() + 2 * int64_t{net.value_heads};
+  KVASIR_ASSIGN_OR_RETURN(delta_in_, AllocateRows(max_step_tokens_, width, "activations: delta net inputs"));
+  KVASIR_ASSIGN_OR_RETURN(convolved_, AllocateRows(max_step_tokens_, net.channels(), "activations: convolution"));
+  KVASIR_ASSIGN_OR_RETURN(delta_out_, AllocateRows(max_step_tokens_, net.values(), "activations: delta net outputs"));
   return OkStatus();
 }
 
@@ -180,7 +194,7 @@ Status Decoder::CheckKv(const ForwardInput& input) const {
   for (size_t g = 0; g < input.kv.size(); ++g) {
     const KvLayout &layout = input.kv[g].layout, &mine = kv_plan_.groups[g].layout;
     if (layout.num_layers != mine.num_layers || layout.num_kv_heads != mine.num_kv_heads || layout.head_dim != mine.head_dim ||
-        layout.value_dim != mine.value_dim)
+        layout.value_dim != mine.value_dim || layout.state_floats != mine.state_floats)
       return InvalidArgument("the KV layout of group {} is for another model: {} layers, {} heads of {}", g, layout.num_layers,
                              layout.num_kv_heads, layout.head_dim);
     if (input.kv[g].tables.size() != input.kv[0].tables.size())

@@ -39,6 +39,7 @@ class Decoder : public Model {
 
   StatusOr<float*> AllocateRows(int64_t rows, int64_t width, std::string_view what);
   Status AllocateLatent();
+  Status AllocateDelta();
   Status AllocateExperts();
   Status CheckInput(const ForwardInput& input) const;
   Status CheckKv(const ForwardInput& input) const;
@@ -49,6 +50,7 @@ class Decoder : public Model {
   // The halves of a layer; each reads `in` and writes `out`, both [rows, hidden].
   void Attend(const ForwardInput& input, int layer, const float* in, float* out);
   void AttendLatent(const ForwardInput& input, int layer, const float* in, float* out);
+  void AttendDelta(const ForwardInput& input, int layer, const float* in, float* out);
   void Mlp(const MlpWeights& mlp, int64_t width, int rows, const float* in, float* out);
   void Experts(const ExpertsWeights& experts, int rows, const float* in, float* out);
   void FeedForward(int layer, int rows, const float* in, float* out);
@@ -76,6 +78,11 @@ class Decoder : public Model {
   float* activated_ = nullptr;  // [, widest feed-forward]
   float* picked_ = nullptr;     // [max_logits_rows, hidden]
   float* logits_ = nullptr;     // [max_logits_rows, vocab]
+  float* gate_ = nullptr;       // [, Hq * head_dim]: of the attention's output
+  // Gated delta nets.
+  float* delta_in_ = nullptr;   // [, channels + values + 2 * value_heads]: q, k, v, z, b, a
+  float* convolved_ = nullptr;  // [, channels]
+  float* delta_out_ = nullptr;  // [, values]
   // Latent attention.
   float* q_down_ = nullptr;  // [, q_rank]
   float* latent_ = nullptr;  // [, kv_rank + rope]

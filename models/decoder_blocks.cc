@@ -1,4 +1,4 @@
-// The two halves of a layer: attention (plain and latent) and feed-forward (dense and mixture of experts).
+// The two halves of a layer: attention (plain, latent, gated delta net) and feed-forward (dense and mixture of experts).
 #include "models/decoder.h"
 
 namespace kvasir {
@@ -13,6 +13,7 @@ const Weight* OrNull(const std::optional<Weight>& weight) {
 void Decoder::Attend(const ForwardInput& input, int i, const float* in, float* out) {
   const LayerWeights& layer = weights_.layers[i];
   if (layer.latent) return AttendLatent(input, i, in, out);
+  if (layer.delta) return AttendDelta(input, i, in, out);
   const AttentionWeights& attention = *layer.attention;
   const LayerSpec& spec = config_.layers[i];
   const KvPlan::Place place = kv_plan_.layers[i];
@@ -47,6 +48,10 @@ void Decoder::Attend(const ForwardInput& input, int i, const float* in, float* o
       .softcap = config_.attention_softcap,
       .sinks = OrNull(attention.sinks)};
   device_->Attention(q_, place.layer, params, input.slices, kv, attended_);
+  if (attention.gate) {
+    device_->Linear(in, rows, *attention.gate, OrNull(attention.gate_bias), gate_);
+    device_->MultiplyGate(attended_, GateKind::kSigmoid, gate_, q_width, rows, static_cast<int>(q_width));
+  }
   device_->Linear(attended_, rows, attention.o, OrNull(attention.o_bias), out);
 }
 
@@ -95,6 +100,24 @@ void Decoder::AttendLatent(const ForwardInput& input, int i, const float* in, fl
                         .out_head_stride = spec.value_dim},
                        values_);
   device_->Linear(values_, rows, latent.o, OrNull(latent.o_bias), out);
+}
+
+// Gated delta net (see DeltaNet) as Qwen3-Next has it: a short convolution before, a norm and a gate behind.
+void Decoder::AttendDelta(const ForwardInput& input, int i, const float* in, float* out) {
+  const DeltaWeights& delta = *weights_.layers[i].delta;
+  const DeltaNet& net = *config_.delta;
+  const KvPlan::Place place = kv_plan_.layers[i];
+  const PagedKv& kv = input.kv[place.group];
+  const int rows = static_cast<int>(input.token_ids.size());
+  const int64_t channels = net.channels(), values = net.values(), stride = delta.in.rows;
+  device_->Linear(in, rows, delta.in, nullptr, delta_in_);
+  device_->CausalConv(delta_in_, stride, net, delta.conv, place.layer, input.slices, kv, convolved_);
+  device_->DeltaRule(convolved_, delta_in_ + channels + values, stride, net, delta.a_log, delta.dt_bias, place.layer,
+                     input.slices, kv, delta_out_);
+  const Slices heads = {.stride = values, .groups = net.value_heads, .group_stride = net.value_dim, .width = net.value_dim};
+  device_->NormSlices(delta_out_, rows, heads, {.kind = NormKind::kRms, .weight = &delta.norm, .eps = config_.norm_eps});
+  device_->MultiplyGate(delta_out_, GateKind::kSilu, delta_in_ + channels, stride, rows, static_cast<int>(values));
+  device_->Linear(delta_out_, rows, delta.o, nullptr, out);
 }
 
 void Decoder::Mlp(const MlpWeights& mlp, int64_t width, int rows, const float* in, float* out) {

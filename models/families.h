@@ -104,14 +104,17 @@ struct Family {
   bool rope_interleaved = false;
   bool partial_rotary = false;  // partial_rotary_factor means something
   bool latent = false;          // multi-head latent attention
+  bool delta_net = false;       // layers of gated delta nets among those of attention
+  bool attention_gate = false;  // q_proj has, for each head, the query's rows and then those of a gate on the head's output
   bool sinks = false;
   PositionRule positions = PositionRule::kRotary;
   WindowRule windows = WindowRule::kNone;
   int window_period = 0;
   MoeRule moe = MoeRule::kNone;
-  bool embed_sqrt_hidden = false;  // token embeddings times sqrt(hidden)
-  bool query_scalar = false;       // attention scale from query_pre_attn_scalar
-  bool softcaps = false;           // attn_logit_softcapping and final_logit_softcapping
+  bool default_normalized_experts = false;  // norm_topk_prob
+  bool embed_sqrt_hidden = false;           // token embeddings times sqrt(hidden)
+  bool query_scalar = false;                // attention scale from query_pre_attn_scalar
+  bool softcaps = false;                    // attn_logit_softcapping and final_logit_softcapping
   double default_attention_softcap = 0, default_logit_softcap = 0;
   bool multipliers = false;        // embedding_, residual_, attention_multiplier and logits_scaling (Granite)
   double default_logit_scale = 0;  // 0 = no logit_scale (Cohere)

@@ -8,7 +8,7 @@ namespace kvasir {
 KvPlan PlanKv(const ModelConfig& config, int block_tokens, DType dtype) {
   std::vector<int> windows;
   for (const LayerSpec& layer : config.layers)
-    if (std::find(windows.begin(), windows.end(), layer.window) == windows.end()) windows.push_back(layer.window);
+    if (!layer.delta && std::find(windows.begin(), windows.end(), layer.window) == windows.end()) windows.push_back(layer.window);
   const auto kept = [](int window) { return window == 0 ? std::numeric_limits<int>::max() : window; };
   std::sort(windows.begin(), windows.end(), [&](int a, int b) { return kept(a) > kept(b); });
 
@@ -21,8 +21,16 @@ KvPlan PlanKv(const ModelConfig& config, int block_tokens, DType dtype) {
                                       .head_dim = config.head_dim,
                                       .value_dim = value_dim},
                            .window = window});
+  // A token goes on from the state that the one before it left, which lies in the same block or the one before.
+  if (config.delta)
+    plan.groups.push_back({.layout = {.block_tokens = block_tokens, .state_floats = config.delta->state_floats()}, .window = 2});
   for (size_t i = 0; i < config.layers.size(); ++i) {
     const LayerSpec& layer = config.layers[i];
+    if (layer.delta) {
+      const int last = static_cast<int>(plan.groups.size()) - 1;
+      plan.layers.push_back({.group = last, .layer = plan.groups.back().layout.num_layers++});
+      continue;
+    }
     if (layer.kv_owner != static_cast<int>(i)) {
       plan.layers.push_back(plan.layers[static_cast<size_t>(layer.kv_owner)]);
       continue;

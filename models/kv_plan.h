@@ -14,7 +14,7 @@ struct KvPlan {
     int group = 0;  // index into groups
     int layer = 0;  // among the layers of the group
   };
-  std::vector<KvGroup> groups;  // longest kept first: no window, then from wide to narrow
+  std::vector<KvGroup> groups;  // longest kept first: no window, then from wide to narrow, then recurrent state
   std::vector<Place> layers;    // [num_layers]
 };
 

@@ -72,6 +72,13 @@ std::vector<int32_t> HeadwiseQkvRows(int heads, int head_dim) {
   return rows;
 }
 
+std::vector<int32_t> RowsOfHeads(int heads, int head_dim, int first, int count) {
+  std::vector<int32_t> rows;
+  for (int h = 0; h < heads; ++h)
+    for (int i = 0; i < count; ++i) rows.push_back(h * head_dim + first + i);
+  return rows;
+}
+
 std::vector<int32_t> AlternatingRows(int64_t width) {
   std::vector<int32_t> rows;
   for (int part = 0; part < 2; ++part)

@@ -12,7 +12,7 @@ namespace kvasir {
 
 struct Rearrange {
   bool transpose = false;     // first
-  std::vector<int32_t> rows;  // then row i is row rows[i]; empty = all as they are
+  std::vector<int32_t> rows;  // then row i is row rows[i], as many as are listed; empty = all as they are
   bool plus_one = false;      // then 1 is added to every value; the result is float32
 
   bool empty() const { return !transpose && rows.empty() && !plus_one; }
@@ -26,6 +26,8 @@ void ApplyRearrange(const Rearrange& rearrange, const std::byte* in, DType dtype
 std::vector<int32_t> HalfSplitRows(int heads, int head_dim, int first, int rotary_dim);
 // Rows of q, k, v of head 0, then of head 1, ... -> all of q, all of k, all of v.
 std::vector<int32_t> HeadwiseQkvRows(int heads, int head_dim);
+// Heads of head_dim rows each: of every head its `count` rows from `first` on.
+std::vector<int32_t> RowsOfHeads(int heads, int head_dim, int first, int count);
 // Rows that alternate between gate and up -> all of gate, all of up.
 std::vector<int32_t> AlternatingRows(int64_t width);
 

@@ -36,6 +36,16 @@ struct AttentionWeights {
   Weight qkv;  // [(Hq + 2 Hkv) * head_dim, hidden]; only the queries' rows when the layer reads another layer's KV
   Weight o;    // [hidden, Hq * head_dim]
   std::optional<Weight> qkv_bias, o_bias, q_norm, k_norm, sinks;
+  std::optional<Weight> gate, gate_bias;  // [Hq * head_dim, hidden]
+};
+
+// A gated delta net. The rows of `in` are q, k, v, z (the gate on the output), b and a, each of all heads.
+struct DeltaWeights {
+  Weight in;              // [channels + values + 2 * value_heads, hidden]
+  Weight conv;            // [kernel * channels]
+  Weight a_log, dt_bias;  // [value_heads]
+  Weight norm;            // [value_dim]
+  Weight o;               // [hidden, values]
 };
 
 // Multi-head latent attention with the up-projections of keys and values absorbed: queries move into the latent space, and the
@@ -62,8 +72,9 @@ struct ExpertsWeights {
 
 struct LayerWeights {
   std::optional<NormWeights> input_norm, post_attention_norm, mlp_norm, post_mlp_norm;  // those the block form has
-  std::optional<AttentionWeights> attention;                                            // one of these two
+  std::optional<AttentionWeights> attention;                                            // one of these three
   std::optional<LatentWeights> latent;
+  std::optional<DeltaWeights> delta;
   std::optional<MlpWeights> mlp;  // one of these two
   std::optional<ExpertsWeights> experts;
 };

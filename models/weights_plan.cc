@@ -108,7 +108,9 @@ void WeightsPlan::AddLayer(int index, LayerWeights* layer) {
     AddNorm(fmt::format("{}{}", prefix, name), &weights.emplace());
   };
   if (block != BlockForm::kPostNorm) norm(names_.input_norm, layer->input_norm);
-  if (config_.latent) {
+  if (spec.delta) {
+    AddDelta(prefix, &layer->delta.emplace());
+  } else if (config_.latent) {
     AddLatent(prefix, &layer->latent.emplace());
   } else {
     AddAttention(prefix, spec.kv_owner == index, &layer->attention.emplace());
@@ -147,8 +149,17 @@ void WeightsPlan::AddAttention(const std::string& prefix, bool own_kv, Attention
     AddLinear(&attention->qkv, {weight(names_.qkv, q_rows + 2 * kv_rows, hidden, order)});
     if (config_.qkv_bias) AddVector(&attention->qkv_bias.emplace(), {bias(names_.qkv, q_rows + 2 * kv_rows, order)});
   } else {
-    std::vector<Part> parts = {weight(names_.q, q_rows, hidden, halves(q_heads))};
-    std::vector<Part> biases = {bias(names_.q, q_rows, halves(q_heads))};
+    std::vector<Part> parts, biases;
+    if (config_.attention_gate) {
+      const Rearrange queries = {.rows = RowsOfHeads(q_heads, 2 * d, 0, d)}, gates = {.rows = RowsOfHeads(q_heads, 2 * d, d, d)};
+      parts = {weight(names_.q, 2 * q_rows, hidden, queries)};
+      biases = {bias(names_.q, 2 * q_rows, queries)};
+      AddLinear(&attention->gate.emplace(), {weight(names_.q, 2 * q_rows, hidden, gates)});
+      if (config_.qkv_bias) AddVector(&attention->gate_bias.emplace(), {bias(names_.q, 2 * q_rows, gates)});
+    } else {
+      parts = {weight(names_.q, q_rows, hidden, halves(q_heads))};
+      biases = {bias(names_.q, q_rows, halves(q_heads))};
+    }
     if (own_kv) {
       parts.insert(parts.end(), {weight(names_.k, kv_rows, hidden, halves(kv_heads)), weight(names_.v, kv_rows, hidden)});
       biases.insert(biases.end(), {bias(names_.k, kv_rows, halves(kv_heads)), bias(names_.v, kv_rows)});
@@ -203,6 +214,36 @@ void WeightsPlan::AddLatent(const std::string& prefix, LatentWeights* latent) {
   AddVector(&latent->kv_down_bias.emplace(),
             {Vector(bias("kv_a_proj_with_mqa"), kv_rows, {.rows = HalfSplitRows(1, kv_rows, spec.kv_rank, spec.rope_dim)})});
   AddVector(&latent->o_bias.emplace(), {Vector(bias("o_proj"), hidden)});
+}
+
+// in_proj_qkvz holds for each key head its q, k, and the v and z of its value heads; in_proj_ba their b and a.
+void WeightsPlan::AddDelta(const std::string& prefix, DeltaWeights* delta) {
+  const DeltaNet& net = *config_.delta;
+  const int64_t hidden = config_.hidden_size;
+  const int shared = net.value_heads / net.key_heads, v_rows = shared * net.value_dim, head_rows = 2 * (net.key_dim + v_rows);
+  const auto name = [&](std::string_view part) { return fmt::format("{}linear_attn.{}", prefix, part); };
+  std::vector<int32_t> order;
+  const auto pick = [&](int first, int count) {
+    const std::vector<int32_t> rows = RowsOfHeads(net.key_heads, head_rows, first, count);
+    order.insert(order.end(), rows.begin(), rows.end());
+  };
+  pick(0, net.key_dim);
+  pick(net.key_dim, net.key_dim);
+  pick(2 * net.key_dim, v_rows);
+  pick(2 * net.key_dim + v_rows, v_rows);
+  std::vector<int32_t> gates = RowsOfHeads(net.key_heads, 2 * shared, 0, shared);
+  const std::vector<int32_t> decays = RowsOfHeads(net.key_heads, 2 * shared, shared, shared);
+  gates.insert(gates.end(), decays.begin(), decays.end());
+  AddLinear(&delta->in,
+            {Matrix(name("in_proj_qkvz.weight"), int64_t{net.key_heads} * head_rows, hidden, {.rows = std::move(order)}),
+             Matrix(name("in_proj_ba.weight"), 2 * int64_t{net.value_heads}, hidden, {.rows = std::move(gates)})});
+  AddVector(&delta->conv,
+            {RowsOf(name("conv1d.weight"), {static_cast<uint64_t>(net.channels()), 1, static_cast<uint64_t>(net.kernel)}, 0,
+                    net.channels(), {.transpose = true})});
+  AddVector(&delta->a_log, {Vector(name("A_log"), net.value_heads)});
+  AddVector(&delta->dt_bias, {Vector(name("dt_bias"), net.value_heads)});
+  AddVector(&delta->norm, {Vector(name("norm.weight"), net.value_dim)});
+  AddLinear(&delta->o, {Matrix(name("out_proj.weight"), hidden, net.values())});
 }
 
 void WeightsPlan::AddMlp(const std::string& prefix, const TensorNames& names, int64_t width, bool bias, MlpWeights* mlp) {
@@ -315,6 +356,7 @@ void WeightsPlan::AddGroup(PartGroup group) {
     }
     part.offset = part.raw_offset = take(part.raw_bytes);
     part.out_rows = part.rearrange.transpose ? part.cols : part.rows;
+    if (!part.rearrange.rows.empty()) part.out_rows = static_cast<int64_t>(part.rearrange.rows.size());
     part.out_cols = part.rearrange.transpose ? part.rows : part.cols;
     if (!part.rearrange.empty() || part.scales_bytes > 0) {
       if (part.rearrange.plus_one) part.dtype = DType::kF32;

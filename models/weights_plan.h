@@ -64,6 +64,7 @@ class WeightsPlan {
   void AddLayer(int layer, LayerWeights* weights);
   void AddAttention(const std::string& prefix, bool own_kv, AttentionWeights* attention);
   void AddLatent(const std::string& prefix, LatentWeights* latent);
+  void AddDelta(const std::string& prefix, DeltaWeights* delta);
   void AddMlp(const std::string& prefix, const TensorNames& names, int64_t width, bool bias, MlpWeights* mlp);
   void AddExperts(const std::string& prefix, ExpertsWeights* experts);
   void AddExpert(const std::string& prefix, int expert, ExpertsWeights* experts);

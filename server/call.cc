@@ -236,13 +236,11 @@ ApiError Call::EngineError(const Status& status) const {
   switch (status.code()) {
     case StatusCode::kUnavailable:
       if (!service_->config_.engine->Healthy()) {
-        error = {.code = ErrorCode::kEngineFailed,
-                 .message = "The engine has failed and the server must be restarted; the text so far is valid."};
-      } else {
-        error = {.code = ErrorCode::kDraining,
-                 .message = "The server is shutting down and the request was not done in time; send it to another server."};
+        return {.code = ErrorCode::kEngineFailed,
+                .message = "The engine has failed and the server must be restarted; the text so far is valid."};
       }
-      return error;
+      return {.code = ErrorCode::kDraining,
+              .message = "The server is shutting down and the request was not done in time; send it to another server."};
     case StatusCode::kDeadlineExceeded:
       error.message = "The request was not done within its timeout; ask for fewer tokens or allow more time.";
       return error;

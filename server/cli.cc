@@ -108,9 +108,9 @@ void AddSchedulerAndCacheOptions(CLI::App& app, EngineOptions& o) {
       ->group("Scheduler");
   Env(app.add_flag("--reserve-to-finish", o.reserve_to_finish, "Admit only what can finish without preemption"))
       ->group("Scheduler");
-  Env(app.add_option("--block-size", o.block_size, "Tokens per KV block"))
+  Env(app.add_option("--block-size", o.block_size,
+                     "Tokens per KV block [16; 256 for a model with recurrent state, which keeps a snapshot per block]"))
       ->check(CLI::Range(int64_t{1}, int64_t{256}))
-      ->capture_default_str()
       ->group("KV cache");
   Env(app.add_option("--num-gpu-blocks-override,--num-blocks", o.num_blocks,
                      "Blocks of the device's KV pool (also on CPU); 0 = from memory"))
@@ -246,7 +246,8 @@ void AddTokenizeOptions(CLI::App& app, TokenizeOptions& o) {
   app.add_option("--revision", o.revision, "Branch, tag or commit of a hub model");
   app.add_option("--download-dir", o.download_dir, "Cache of hub models");
   app.add_flag("--pull,!--no-pull", o.pull, "Fetch a hub model that is not in the cache (on by default)");
-  app.add_flag("--decode", o.decode, "Lines {ids, skip_special_tokens} to {text}, instead of {text, add_special_tokens} to {ids, pieces}");
+  app.add_flag("--decode", o.decode,
+               "Lines {ids, skip_special_tokens} to {text}, instead of {text, add_special_tokens} to {ids, pieces}");
 }
 
 void AddBenchOptions(CLI::App& app, BenchOptions& o) {
@@ -433,7 +434,8 @@ StatusOr<CommandLine> ParseCommandLine(std::vector<std::string> arguments) {
     line.command = CommandLine::Command::kBench;
     AddBenchOptions(app, line.bench);
   } else {
-    const std::string nearest = NearestName(command, {"serve", "generate", "pull", "render", "tokenize", "bench", "version", "help"});
+    const std::string nearest =
+        NearestName(command, {"serve", "generate", "pull", "render", "tokenize", "bench", "version", "help"});
     return InvalidArgument("unknown command '{}'{}", command,
                            nearest.empty() ? ": see 'kvasir --help'" : ": did you mean '" + nearest + "'?");
   }

@@ -28,7 +28,7 @@ struct EngineOptions {
   int64_t max_num_seqs = 256;
   int64_t max_waiting_requests = 1024;
   int64_t long_prefill_token_threshold = 0;
-  int64_t block_size = 16;
+  int64_t block_size = 0;  // 0 = 16, or 256 for a model with recurrent state
   int64_t num_blocks = 0;             // --num-gpu-blocks-override; 0 = from memory
   int64_t kv_cache_memory_bytes = 0;  // 0 = chosen from what the machine has
   bool enable_prefix_caching = true;

@@ -28,6 +28,13 @@ StatusOr<int64_t> ChooseModelLength(const EngineOptions& options, const ModelCon
   return options.max_model_len;
 }
 
+// A snapshot of a recurrent state is as large as the KV of hundreds or thousands of tokens, so there are fewer of them; prefixes
+// are then found in larger steps.
+int ChooseBlockTokens(const EngineOptions& options, const ModelConfig& config) {
+  if (options.block_size > 0) return int(options.block_size);
+  return config.delta ? 256 : 16;
+}
+
 // How a model's groups of layers share the KV memory, and what a text takes of it.
 StatusOr<std::vector<KvGroupConfig>> MakeKvGroups(std::span<const KvGroup> groups) {
   if (groups.empty() || groups.size() > kMaxKvGroups) {
@@ -73,7 +80,7 @@ StatusOr<int64_t> ChooseNumBlocks(const EngineOptions& options, const KvArenaPla
     if (blocks >= int64_t(shapes.size())) return blocks;  // one for each group, or nothing could ever run
     return InvalidArgument(
         "{} gives {} KV blocks of {} ({} tokens each) but at least {} are needed: give more, or lower --block-size", flag, blocks,
-        FormatBytes(double(block_bytes)), options.block_size, shapes.size());
+        FormatBytes(double(block_bytes)), shapes[0].extent_tokens, shapes.size());
   }
   // Twice the sequences' own need leaves room for prefixes to stay cached.
   const int64_t wanted = per_sequence * std::max<int64_t>(2 * options.max_num_seqs, 16);
@@ -178,7 +185,8 @@ StatusOr<std::unique_ptr<Runtime>> Runtime::Create(const EngineOptions& options,
 }
 
 Status Runtime::CreateKv(const EngineOptions& options) {
-  kv_groups = model->kv_groups(int(options.block_size), ParseDType(options.kv_cache_dtype));
+  const int block_tokens = ChooseBlockTokens(options, model->config());
+  kv_groups = model->kv_groups(block_tokens, ParseDType(options.kv_cache_dtype));
   KVASIR_ASSIGN_OR_RETURN(std::vector<KvGroupConfig> configs, MakeKvGroups(kv_groups));
   kv_layout = kv_groups[0].layout;
   const KvArenaPlan plan = PlanKvArena(configs);
@@ -191,9 +199,9 @@ Status Runtime::CreateKv(const EngineOptions& options) {
   }
   cache = std::make_unique<KvCache>(
       KvCacheConfig{.num_blocks = num_blocks,
-                    .block_tokens = int(options.block_size),
+                    .block_tokens = block_tokens,
                     .enable_prefix_caching = options.enable_prefix_caching,
-                    .fingerprint = fmt::format("{} {} {}", model->fingerprint(), Name(kv_layout.dtype), options.block_size),
+                    .fingerprint = fmt::format("{} {} {}", model->fingerprint(), Name(kv_layout.dtype), block_tokens),
                     .groups = std::move(configs)});
   KVASIR_ASSIGN_OR_RETURN(executor, ModelExecutor::Create(model.get(), device.get(), kv_groups, plan, num_blocks));
   return OkStatus();
@@ -217,6 +225,11 @@ std::string Runtime::Describe() const {
                       kv_groups.size() == 1 ? "" : "s", std::min(max_model_len, pool_tokens));
   for (size_t g = 0; g < kv_groups.size(); ++g) {
     const KvGroup& group = kv_groups[g];
+    if (group.layout.state_floats > 0) {
+      text += fmt::format("\n  {} layers of recurrent state: {} per sequence, and again per {} tokens that stay cached",
+                          group.layout.num_layers, FormatBytes(double(group.layout.block_bytes())), group.layout.block_tokens);
+      continue;
+    }
     text += fmt::format("\n  {} layers that keep {}: {} per token, {} tokens would fit alone", group.layout.num_layers,
                         group.window == 0 ? "all tokens" : fmt::format("the last {} tokens", group.window),
                         FormatBytes(double(group.layout.token_bytes())), num_blocks * int64_t{cache->shapes()[g].extent_tokens});

@@ -41,6 +41,8 @@ std::string Features(const Family& family) {
   };
   add(family.latent, "latent attention (MLA, absorbed)");
   add(!family.latent, "grouped-query attention");
+  add(family.attention_gate, "gated attention");
+  add(family.delta_net, "gated delta nets (recurrent state beside KV)");
   add(family.qk_norm == QkNorm::kPerHead, "q/k norm per head");
   add(family.qk_norm == QkNorm::kWhole, "q/k norm over all heads");
   add(family.sinks, "attention sinks");

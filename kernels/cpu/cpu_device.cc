@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "fmt/ranges.h"
+#include "kernels/cpu/delta.h"
 #include "kernels/cpu/fused.h"
 #include "kernels/cpu/pack.h"
 
@@ -178,8 +179,19 @@ void CpuDevice::ScaleRows(float* data, int rows, int width, float scale, float s
   CpuScaleRows(*kernels_.fused, team_, data, rows, width, scale, softcap);
 }
 
-void CpuDevice::MultiplySigmoid(float* data, const float* gate, int64_t gate_stride, int rows, int width) {
-  CpuMultiplySigmoid(*kernels_.fused, team_, data, gate, gate_stride, rows, width);
+void CpuDevice::MultiplyGate(float* data, GateKind kind, const float* gate, int64_t gate_stride, int rows, int width) {
+  CpuMultiplyGate(*kernels_.fused, team_, data, kind, gate, gate_stride, rows, width);
+}
+
+void CpuDevice::CausalConv(const float* in, int64_t in_stride, const DeltaNet& net, const Weight& weight, int layer,
+                           std::span<const SequenceSlice> slices, const PagedKv& kv, float* out) {
+  CpuCausalConv(*kernels_.delta, team_, in, in_stride, net, weight, layer, slices, kv, out);
+}
+
+void CpuDevice::DeltaRule(const float* qkv, const float* gates, int64_t gate_stride, const DeltaNet& net, const Weight& a_log,
+                          const Weight& dt_bias, int layer, std::span<const SequenceSlice> slices, const PagedKv& kv,
+                          float* out) {
+  CpuDeltaRule(*kernels_.delta, team_, qkv, gates, gate_stride, net, a_log, dt_bias, layer, slices, kv, out);
 }
 
 void CpuDevice::Route(const float* logits, int rows, const MoeRouting& routing, int32_t* ids, float* weights) {

@@ -51,7 +51,11 @@ class CpuDevice final : public Device {
   void AppendLatent(const float* latent, int layer, std::span<const SequenceSlice> slices, const PagedKv& kv) override;
   void Activate(const ActivationParams& activation, bool gated, const float* in, int rows, int width, float* out) override;
   void ScaleRows(float* data, int rows, int width, float scale, float softcap) override;
-  void MultiplySigmoid(float* data, const float* gate, int64_t gate_stride, int rows, int width) override;
+  void MultiplyGate(float* data, GateKind kind, const float* gate, int64_t gate_stride, int rows, int width) override;
+  void CausalConv(const float* in, int64_t in_stride, const DeltaNet& net, const Weight& weight, int layer,
+                  std::span<const SequenceSlice> slices, const PagedKv& kv, float* out) override;
+  void DeltaRule(const float* qkv, const float* gates, int64_t gate_stride, const DeltaNet& net, const Weight& a_log,
+                 const Weight& dt_bias, int layer, std::span<const SequenceSlice> slices, const PagedKv& kv, float* out) override;
   void Route(const float* logits, int rows, const MoeRouting& routing, int32_t* ids, float* weights) override;
   void Experts(const float* in, int rows, const MoeWeights& experts, const ActivationParams& activation, int top_k,
                const int32_t* ids, const float* weights, float* out) override;

@@ -209,10 +209,11 @@ void CpuActivate(const FusedKernels& kernels, ThreadTeam& team, const Activation
   });
 }
 
-void CpuMultiplySigmoid(const FusedKernels& kernels, ThreadTeam& team, float* data, const float* gate, int64_t gate_stride,
-                        int rows, int64_t width) {
+void CpuMultiplyGate(const FusedKernels& kernels, ThreadTeam& team, float* data, GateKind kind, const float* gate,
+                     int64_t gate_stride, int rows, int64_t width) {
+  const auto kernel = kernels.multiply_gate[int(kind)];
   team.ParallelFor(rows, RowGrain(width), [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i) kernels.multiply_sigmoid(data + i * width, gate + i * gate_stride, width);
+    for (int64_t i = begin; i < end; ++i) kernel(data + i * width, gate + i * gate_stride, width);
   });
 }
 

@@ -31,8 +31,8 @@ void CpuRopeAppend(const FusedKernels& kernels, ThreadTeam& team, const float* q
 
 void CpuActivate(const FusedKernels& kernels, ThreadTeam& team, const ActivationParams& activation, bool gated, const float* in,
                  int rows, int width, float* out);
-void CpuMultiplySigmoid(const FusedKernels& kernels, ThreadTeam& team, float* data, const float* gate, int64_t gate_stride,
-                        int rows, int64_t width);
+void CpuMultiplyGate(const FusedKernels& kernels, ThreadTeam& team, float* data, GateKind kind, const float* gate,
+                     int64_t gate_stride, int rows, int64_t width);
 void CpuScaleRows(const FusedKernels& kernels, ThreadTeam& team, float* data, int rows, int64_t width, float scale,
                   float softcap);
 

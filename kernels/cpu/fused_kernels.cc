@@ -140,10 +140,12 @@ void SoftCap(float* data, int64_t count, float scale, float softcap) {
   for (int64_t j = 0; j < count; j += kLanes) StoreUpTo(data + j, outer * Tanh(LoadUpTo(data + j, count - j) * inner), count - j);
 }
 
-void MultiplySigmoid(float* data, const float* gate, int64_t count) {
+template <bool kSilu>
+void MultiplyGate(float* data, const float* gate, int64_t count) {
   for (int64_t j = 0; j < count; j += kLanes) {
-    const Vec sigmoid = Set(1.0f) / (Set(1.0f) + Exp2(LoadUpTo(gate + j, count - j) * Set(-kLog2E)));
-    StoreUpTo(data + j, LoadUpTo(data + j, count - j) * sigmoid, count - j);
+    const Vec x = LoadUpTo(gate + j, count - j);
+    const Vec factor = (kSilu ? x : Set(1.0f)) / (Set(1.0f) + Exp2(x * Set(-kLog2E)));
+    StoreUpTo(data + j, LoadUpTo(data + j, count - j) * factor, count - j);
   }
 }
 
@@ -202,7 +204,7 @@ const FusedKernels kFusedKernels = {
     Rotate,
     {Activate<0>, Activate<1>, Activate<2>, Activate<3>, Activate<4>, Activate<5>},
     SoftCap,
-    MultiplySigmoid,
+    {MultiplyGate<false>, MultiplyGate<true>},
     AddScaled,
     ToF16,
     ToBF16,

@@ -17,8 +17,8 @@ struct FusedKernels {
   void (*activate[6])(const float* in, const float* up, int64_t count, float* out, float alpha, float limit);
   // data[i] = softcap * tanh(scale * data[i] / softcap)
   void (*softcap)(float* data, int64_t count, float scale, float softcap);
-  // data[i] *= sigmoid(gate[i])
-  void (*multiply_sigmoid)(float* data, const float* gate, int64_t count);
+  // data[i] *= sigmoid(gate[i]) or silu(gate[i]). By GateKind (device.h).
+  void (*multiply_gate[2])(float* data, const float* gate, int64_t count);
   // residual[i] += scale * in[i]
   void (*add_scaled)(float* residual, const float* in, float scale, int64_t count);
   // Round to nearest even, as tensor.h defines. out must hold `count` elements.

@@ -8,6 +8,7 @@
 #endif
 
 #include "kernels/cpu/attention_kernels.h"
+#include "kernels/cpu/delta_kernels.h"
 #include "kernels/cpu/fused_kernels.h"
 #include "kernels/cpu/gemm_kernels.h"
 #include "kernels/cpu/sample_kernels.h"
@@ -18,13 +19,14 @@ namespace kvasir {
 #define KVASIR_DECLARE_TABLES(isa)                 \
   namespace isa {                                  \
   extern const AttentionKernels kAttentionKernels; \
+  extern const DeltaKernels kDeltaKernels;         \
   extern const FusedKernels kFusedKernels;         \
   extern const GemmKernels kGemmKernels;           \
   extern const SampleKernels kSampleKernels;       \
   }
-#define KVASIR_TABLES(isa)                                                                       \
-  CpuKernels {                                                                                   \
-#isa, &isa::kGemmKernels, &isa::kAttentionKernels, &isa::kFusedKernels, &isa::kSampleKernels \
+#define KVASIR_TABLES(isa)                                                                                            \
+  CpuKernels {                                                                                                        \
+#isa, &isa::kGemmKernels, &isa::kAttentionKernels, &isa::kDeltaKernels, &isa::kFusedKernels, &isa::kSampleKernels \
   }
 
 KVASIR_DECLARE_TABLES(portable)

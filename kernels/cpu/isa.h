@@ -18,6 +18,7 @@ namespace kvasir {
 
 struct GemmKernels;       // kernels/cpu/gemm.h
 struct AttentionKernels;  // kernels/cpu/attention_kernels.h
+struct DeltaKernels;      // kernels/cpu/delta_kernels.h
 struct FusedKernels;      // kernels/cpu/fused_kernels.h
 struct SampleKernels;     // kernels/cpu/sample_kernels.h
 
@@ -25,6 +26,7 @@ struct CpuKernels {
   const char* name = nullptr;  // "avx512_bf16", "avx512", "avx2", "portable"
   const GemmKernels* gemm = nullptr;
   const AttentionKernels* attention = nullptr;
+  const DeltaKernels* delta = nullptr;
   const FusedKernels* fused = nullptr;
   const SampleKernels* sample = nullptr;
 };

@@ -174,6 +174,26 @@ TEST(Families, ExpertsOfEachLayer) {
   EXPECT_FLOAT_EQ(v3.moe->routing.scale, 2.5f);
 }
 
+TEST(Families, DeltaNetsAmongAttention) {
+  const auto deltas = [](const ModelConfig& config) {
+    std::vector<bool> layers;
+    for (const LayerSpec& layer : config.layers) layers.push_back(layer.delta);
+    return layers;
+  };
+  const ModelConfig published = Parsed("Qwen3NextForCausalLM", kQwenMoe);
+  EXPECT_THAT(deltas(published), ElementsAre(true, true, true, false)) << "every fourth layer attends";
+  EXPECT_THAT(Ropes(published), ElementsAre(-1, -1, -1, 0));
+  EXPECT_EQ(published.delta->channels(), 2 * 16 * 128 + 32 * 128);
+  EXPECT_EQ(published.delta->state_floats(), 32 * 128 * 128 + 3 * 8192);
+  EXPECT_TRUE(published.attention_gate && published.moe->routing.normalize && published.moe->shared_gate);
+  EXPECT_EQ(published.ropes[0].rotary_dim, 64);
+  json fields = kQwenMoe;
+  fields["full_attention_interval"] = 2;
+  EXPECT_THAT(deltas(Parsed("Qwen3NextForCausalLM", fields)), ElementsAre(true, false, true, false));
+  fields["layer_types"] = json(4, "full_attention");
+  EXPECT_FALSE(Parsed("Qwen3NextForCausalLM", fields).delta.has_value());
+}
+
 TEST(Families, RefuseWhatTheyCannotCompute) {
   const auto refused = [](const std::string& architecture, const json& base, const json& fields, const char* words) {
     json all = base;
@@ -207,6 +227,12 @@ TEST(Families, RefuseWhatTheyCannotCompute) {
           "kv_owner of layer 2 is 1; wanted itself or an earlier layer that owns");
   refused("Gemma2ForCausalLM", none, {{"kv_owner", {0, 0, 2, 3}}}, "another sliding window");
   refused("LlamaForCausalLM", none, {{"num_local_experts", 8}}, "no mixture of experts");
+  refused("Qwen3NextForCausalLM", kQwenMoe, {{"layer_types", json(4, "mamba")}},
+          "layer_types holds 'mamba'; supported for Qwen3");
+  refused("Qwen3NextForCausalLM", kQwenMoe, {{"linear_num_value_heads", 17}}, "not a multiple of linear_num_key_heads 16");
+  refused("Qwen3NextForCausalLM", kQwenMoe, {{"linear_conv_kernel_dim", 65}}, "linear_conv_kernel_dim is 65");
+  refused("Qwen3NextForCausalLM", kQwenMoe, {{"use_sliding_window", true}}, "has no sliding window");
+  refused("Qwen3NextForCausalLM", kQwenMoe, {{"kv_owner", {0, 1, 2, 2}}}, "keeps no keys");
 }
 
 // Bytes of KV per token, as each family's paper says, without padding: 64-byte pages hold 16 tokens of every width used here.
@@ -248,6 +274,24 @@ TEST(KvPlan, LatentIsAllThatIsKept) {
   ASSERT_EQ(plan.groups.size(), 1u);
   EXPECT_EQ(TokenBytes(plan.groups[0]), 4 * (24 + 4) * 2)
       << "layers x (kv_lora_rank + qk_rope_head_dim) x 2 bytes, whatever the heads";
+}
+
+TEST(KvPlan, RecurrentStateIsAGroupOfItsOwn) {
+  json fields = kQwenMoe;
+  fields.update(
+      {{"linear_num_key_heads", 2}, {"linear_num_value_heads", 4}, {"linear_key_head_dim", 6}, {"linear_value_head_dim", 5}});
+  const KvPlan plan = PlanKv(Parsed("Qwen3NextForCausalLM", fields), 16, DType::kBF16);
+  ASSERT_EQ(plan.groups.size(), 2u);
+  EXPECT_EQ(plan.groups[0].layout.num_layers, 1);
+  EXPECT_EQ(TokenBytes(plan.groups[0]), 1 * 2 * 2 * 256 * 2);
+  const KvLayout& state = plan.groups[1].layout;
+  EXPECT_EQ(plan.groups[1].window, 2) << "a token reads what the one before it left";
+  EXPECT_EQ(state.num_layers, 3);
+  const size_t floats = 4 * 6 * 5 + 3 * (2 * 2 * 6 + 4 * 5);
+  EXPECT_EQ(state.block_bytes(), 3 * ((floats * 4 + 63) / 64 * 64)) << "one state, however many tokens a block has";
+  EXPECT_EQ(plan.layers[2].group, 1);
+  EXPECT_EQ(plan.layers[2].layer, 2);
+  EXPECT_EQ(plan.layers[3].group, 0);
 }
 
 }  // namespace

@@ -40,7 +40,7 @@ class EngineTest : public testing::Test {
   void Build(int64_t num_blocks) {
     engine_.reset();  // before what it uses
     kv_ = std::make_unique<KvCache>(KvCacheConfig{.num_blocks = num_blocks, .block_tokens = 4, .fingerprint = "t"});
-    executor_ = std::make_unique<ShadowExecutor>(*kv_, 1000, &clock_, 1);
+    executor_ = std::make_unique<ShadowExecutor>(*kv_, -1, 1000, &clock_, 1);
     config_.limits.pool_tokens = num_blocks * 4;
     engine_ = std::make_unique<Engine>(config_, kv_.get(), executor_.get(), &clock_);
   }

@@ -27,7 +27,7 @@ float ShadowScore(uint64_t chain, int32_t token) {
   return float(Mix(chain, uint64_t(uint32_t(token)) + 77) % 100000) * -1e-3f;
 }
 
-ShadowExecutor::ShadowExecutor(const KvCache& cache, int32_t vocab, FakeClock* clock, uint64_t seed)
+ShadowExecutor::ShadowExecutor(const KvCache& cache, int state_group, int32_t vocab, FakeClock* clock, uint64_t seed)
     : block_tokens_(cache.config().block_tokens), vocab_(vocab), clock_(clock), rng_(seed, 99) {
   const KvArenaPlan& plan = cache.plan();
   int64_t cell = 0;
@@ -38,6 +38,7 @@ ShadowExecutor::ShadowExecutor(const KvCache& cache, int32_t vocab, FakeClock* c
   for (const KvGroupConfig& group : cache.config().groups) {
     groups_.push_back({group.window_tokens, size_t(group.block_bytes / block_tokens_ / cell)});
   }
+  if (state_group >= 0) groups_[size_t(state_group)].state = true;
   cell_bytes_ = size_t(cell);
   granule_cells_ = size_t(plan.granule_bytes / cell);
   slots_.resize(size_t(cache.config().num_blocks * plan.extent_bytes / cell));
@@ -78,6 +79,7 @@ void ShadowExecutor::CheckGroup(const StepBatch& batch, size_t index, size_t gro
                               when));
   }
   for (int32_t p = first_read; p < end; ++p) {
+    if (!IsKept(group, p, end)) continue;
     const Slot* slots = At(group, table, p);
     for (const Slot* slot : {slots, slots + last_cell}) {
       if (slot->position == p && slot->tenant == tenant && slot->chain == chains_[size_t(p)] && slot->group == int32_t(group)) {
@@ -108,7 +110,8 @@ void ShadowExecutor::WriteRows(const StepBatch& batch, size_t index) {
       const SequenceTable& own = batch.tables[g][size_t(slice.kv)];
       if (own.num_slots != table.num_slots) Report("groups disagree about the slots in use");
       Slot* slots = At(g, own, position);
-      if (slots->written_in_step == steps_) {
+      const bool goes_on = groups_[g].state && i > 0 && slots->chain == before;  // the row before it left this state
+      if (slots->written_in_step == steps_ && !goes_on) {
         Report(fmt::format("request {} writes position {} of group {} into entry {}, which another row of this step wrote",
                            batch.request_ids[index], position, g, own.blocks[position / block_tokens_]));
       }

@@ -2,7 +2,8 @@
 // whole text up to it) instead of floats; "attention" checks that a sequence's block table yields exactly its own text, and the
 // sampled token is a hash of that text. So a wrong, stale, foreign or torn block is a reported failure and a wrong token too.
 // Several groups of layers share its memory as they share a device's: by the byte. A group with a window is checked where its
-// tokens read, and nothing before that may be held. Used by the simulator.
+// tokens read, and nothing before that may be held. A group may be a recurrent state instead: one slot per block, overwritten by
+// every token. Used by the simulator.
 #pragma once
 
 #include <algorithm>
@@ -37,8 +38,8 @@ struct ShadowRequest {
 
 class ShadowExecutor : public Executor {
  public:
-  // `cache` says how memory is cut; nothing else of it is looked at.
-  ShadowExecutor(const KvCache& cache, int32_t vocab, FakeClock* clock, uint64_t seed);
+  // `cache` says how memory is cut; nothing else of it is looked at. state_group: the one that is a recurrent state, -1 = none.
+  ShadowExecutor(const KvCache& cache, int state_group, int32_t vocab, FakeClock* clock, uint64_t seed);
   void Add(uint64_t request_id, ShadowRequest request) { requests_[request_id] = request; }
   void FailAtStep(int64_t step) { fail_at_step_ = step; }
   Status Execute(const StepBatch& batch, StepResult& result) override;
@@ -59,10 +60,16 @@ class ShadowExecutor : public Executor {
   struct Group {
     int32_t window = 0;
     size_t cells = 1;
+    bool state = false;
   };
   Slot* At(size_t group, const SequenceTable& table, int32_t position) {
     const Group& g = groups_[group];
-    return &slots_[size_t(table.blocks[position / block_tokens_]) * granule_cells_ + size_t(position % block_tokens_) * g.cells];
+    const size_t inside = g.state ? 0 : size_t(position % block_tokens_) * g.cells;
+    return &slots_[size_t(table.blocks[position / block_tokens_]) * granule_cells_ + inside];
+  }
+  // Whether what the token at `position` left is still there when the text has `end` tokens.
+  bool IsKept(size_t group, int32_t position, int32_t end) const {
+    return !groups_[group].state || position + 1 == end || (position + 1) % block_tokens_ == 0;
   }
   // The first position that the row at `position` reads.
   int32_t FirstRead(size_t group, int32_t position) const {

@@ -72,6 +72,7 @@ class World {
   FakeClock clock_;
   EngineConfig config_;
   KvCacheConfig kv_config_;
+  int state_group_ = -1;
   int32_t vocab_ = 0;
   int tenants_ = 1;
   bool do_cancel_ = false, do_jump_ = false, do_reset_ = false, do_deadlines_ = false, do_poison_ = false, do_scores_ = false;
@@ -134,7 +135,7 @@ void World::Build() {
     for (int j = 0; j < 100; ++j) text.push_back(int32_t(rng_.Below(uint64_t(vocab_))));
   }
   cache_ = std::make_unique<KvCache>(kv_config_);
-  executor_ = std::make_unique<ShadowExecutor>(*cache_, vocab_, &clock_, seed_);
+  executor_ = std::make_unique<ShadowExecutor>(*cache_, state_group_, vocab_, &clock_, seed_);
   if (do_fault_) executor_->FailAtStep(rng_.Between(1, 80));
   engine_ = std::make_unique<Engine>(config_, cache_.get(), executor_.get(), &clock_);
 }
@@ -158,7 +159,8 @@ std::vector<int32_t> World::MakePrompt() {
 }
 
 // Half of the worlds have one group that keeps all; the others have groups of different sizes, with windows that are small beside
-// their texts. The last slot before a row must be there, so that the shadow can continue its chain: windows of group 0 are >= 2.
+// their texts, and some end in a recurrent state. The last slot before a row must be there, so that the shadow can continue its
+// chain: windows of group 0 are >= 2.
 void World::BuildGroups() {
   kv_config_.groups.clear();
   const int count = rng_.Chance(0.5) ? 1 : int(rng_.Between(1, 3));
@@ -169,6 +171,10 @@ void World::BuildGroups() {
     const int64_t units = rng_.Chance(0.4) ? 1 : rng_.Between(1, 7);
     kv_config_.groups.push_back({64 * kv_config_.block_tokens * units, keeps_all ? 0 : window});
     if (!keeps_all) window = int32_t(rng_.Between(1, window));
+  }
+  if (count > 1 && rng_.Chance(0.4)) {
+    kv_config_.groups.back().window_tokens = 2;
+    state_group_ = count - 1;
   }
 }
 
