@@ -109,8 +109,9 @@ void AddSchedulerAndCacheOptions(CLI::App& app, EngineOptions& o) {
   Env(app.add_flag("--reserve-to-finish", o.reserve_to_finish, "Admit only what can finish without preemption"))
       ->group("Scheduler");
   Env(app.add_option("--block-size", o.block_size,
-                     "Tokens per KV block [16; 256 for a model with recurrent state, which keeps a snapshot per block]"))
-      ->check(CLI::Range(int64_t{1}, int64_t{256}))
+                     "Tokens per KV block; 0 = 16, or 256 where layers keep a recurrent state and every block a snapshot of it"))
+      ->check(CLI::Range(int64_t{0}, int64_t{256}))
+      ->capture_default_str()
       ->group("KV cache");
   Env(app.add_option("--num-gpu-blocks-override,--num-blocks", o.num_blocks,
                      "Blocks of the device's KV pool (also on CPU); 0 = from memory"))

@@ -20,7 +20,7 @@ std::string DescribeOptions(const ServeOptions& o) {
   line("max-num-seqs", e.max_num_seqs);
   line("max-waiting-requests", e.max_waiting_requests);
   line("long-prefill-token-threshold", e.long_prefill_token_threshold);
-  line("block-size", e.block_size == 0 ? "auto" : fmt::format("{}", e.block_size));
+  line("block-size", e.block_size);
   line("num-gpu-blocks-override", e.num_blocks);
   line("kv-cache-memory-bytes", e.kv_cache_memory_bytes);
   line("enable-prefix-caching", e.enable_prefix_caching);

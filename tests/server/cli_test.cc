@@ -86,7 +86,7 @@ TEST(CliTest, EveryFlagWithOneWrongLetterIsRefused) {
 
 TEST(CliTest, BadValuesNameTheFlag) {
   EXPECT_THAT(Message(Parse({"serve", "--model", "m", "--port", "70000"}).status()), HasSubstr("--port"));
-  EXPECT_THAT(Message(Parse({"serve", "--model", "m", "--block-size", "0"}).status()), HasSubstr("--block-size"));
+  EXPECT_THAT(Message(Parse({"serve", "--model", "m", "--block-size", "257"}).status()), HasSubstr("--block-size"));
   EXPECT_THAT(Message(Parse({"serve", "--model", "m", "--max-model-len", "32q"}).status()), HasSubstr("'32q' is not a size"));
   EXPECT_THAT(Message(Parse({"serve", "--model", "m", "--device", "tpu"}).status()), HasSubstr("--device"));
   EXPECT_FALSE(Parse({"serve", "--model", "m", "--tensor-parallel-size", "2"}).ok());
