@@ -202,6 +202,12 @@ FAMILIES = {
         decoder_sparse_step=2, mlp_only_layers=[3], tie_word_embeddings=False, rope_parameters=rope()),
         ["dense and MoE layers by decoder_sparse_step and mlp_only_layers", "weights normed over the chosen", "shared expert"],
         v4=dict(rope_scaling=..., layer_types=..., qkv_bias=...)),
+    "qwen2-moe-window": Checkpoint("Qwen2MoeConfig", dict(
+        vocab_size=101, hidden_size=40, intermediate_size=37, moe_intermediate_size=19, shared_expert_intermediate_size=23,
+        num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, num_experts=4, num_experts_per_tok=2,
+        use_sliding_window=True, sliding_window=20, max_window_layers=3, tie_word_embeddings=False, rope_parameters=rope()),
+        ["use_sliding_window: every second layer below max_window_layers slides"], dtype="float32",
+        v4=dict(rope_scaling=..., layer_types=..., qkv_bias=...)),
     "qwen3-moe": Checkpoint("Qwen3MoeConfig", dict(
         vocab_size=106, hidden_size=42, intermediate_size=51, moe_intermediate_size=19, num_hidden_layers=3, num_attention_heads=4,
         num_key_value_heads=2, head_dim=12, num_experts=7, num_experts_per_tok=3, norm_topk_prob=True, decoder_sparse_step=1,
@@ -222,7 +228,7 @@ FAMILIES = {
         num_local_experts=4, num_experts_per_tok=2, sliding_window=24, swiglu_limit=2.0, max_position_embeddings=512,
         rope_parameters=rope(150000.0, rope_type="yarn", factor=32.0, beta_fast=32.0, beta_slow=1.0, truncate=False,
                              original_max_position_embeddings=16)),
-        ["experts as published: MXFP4 blocks and scales", "attention sinks", "goldens over the exactly dequantised values"],
+        ["experts as published: MXFP4 blocks and scales", "attention sinks", "goldens over the values that transformers' own dequantiser gives"],
         gains={"sinks": 1.0, "experts.gate_up_proj": 0.2, "experts.down_proj": 0.25}, reference="mxfp4", form="publish_mxfp4",
         v4=dict(initial_context_length=16, experts_per_token=2)),
     "deepseek-v2": Checkpoint("DeepseekV2Config", dict(
@@ -270,6 +276,14 @@ FAMILIES = {
         rms_norm_eps=1e-6, tie_word_embeddings=True, rope_parameters=rope(), kv_owner=[0, 1, 1, 1]),
         ["all later layers read layer 1, as in YOCO", "one key/value head", "tied output"], dtype="float32",
         reference="kv_owner", form="publish_kv_owner", gains={"embed_tokens": 0.2}),
+    "kv-owner-windows": Checkpoint("Gemma3TextConfig", dict(
+        vocab_size=103, hidden_size=42, intermediate_size=43, num_hidden_layers=6, num_attention_heads=3, num_key_value_heads=1,
+        head_dim=16, sliding_window=20, query_pre_attn_scalar=14, sliding_window_pattern=2,
+        layer_types=[SLIDING, FULL, SLIDING, FULL, SLIDING, FULL],
+        rope_parameters={FULL: rope(20000.0), SLIDING: rope(300.0)}, kv_owner=[0, 1, 2, 3, 2, 3]),
+        ["the last two layers read the last layer before them that slides or sees all as they do, as in Gemma 3n"], dtype="float32",
+        gains=GEMMA_GAINS, reference="kv_owner_of_kind", form="publish_kv_owner",
+        v4=dict(sliding_window_pattern=2, cache_implementation="hybrid", layer_types=..., tie_word_embeddings=..., use_bidirectional_attention=...)),
     "gemma3-multimodal": Checkpoint("Gemma3Config", dict(
         text_config=dict(
             vocab_size=104, hidden_size=40, intermediate_size=43, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=12,

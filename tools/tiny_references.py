@@ -10,6 +10,7 @@ import json
 import safetensors.torch
 import torch
 import transformers
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from transformers.models.llama import modeling_llama as llama
 
 FP4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0])
@@ -47,12 +48,6 @@ def to_mxfp4(weight):
     return codes[..., ::2] | (codes[..., 1::2] << 4), (exponent[..., 0] + 127).to(torch.uint8)
 
 
-def from_mxfp4(blocks, scales):
-    values = torch.stack([FP4[(blocks & 15).long()], FP4[(blocks >> 4).long()]], dim=-1).flatten(-2)
-    values = values * torch.exp2(scales.float() - 127)[..., None]
-    return values.flatten(2).transpose(1, 2)
-
-
 def publish_mxfp4(folder):
     tensors = read(folder)
     for key in [k for k in tensors if k.endswith(("gate_up_proj", "down_proj"))]:
@@ -72,7 +67,7 @@ def mxfp4(folder, dtype):
     tensors = read(folder)
     for key in [k for k in tensors if k.endswith("_blocks")]:
         scales = tensors.pop(key.replace("_blocks", "_scales"))
-        tensors[key.removesuffix("_blocks")] = from_mxfp4(tensors.pop(key), scales)
+        tensors[key.removesuffix("_blocks")] = convert_moe_packed_tensors(tensors.pop(key), scales, dtype=dtype)
     model = transformers.GptOssForCausalLM(config)
     model.load_state_dict(tensors, strict=True)
     return model.to(dtype)
@@ -107,10 +102,28 @@ def build_kv_owner(config):
     return share_keys_and_values(transformers.LlamaForCausalLM(config))
 
 
+def build_kv_owner_of_kind(config):
+    """Gemma 3 in which a layer and the owner of its KV slide and rotate alike. Then its keys and values are the owner's from the projection on, so
+    each borrowing layer gets what the owner's projections gave in this forward pass, and norms it as the owner does."""
+    model = transformers.Gemma3ForCausalLM(config)
+    for layer, owner in enumerate(config.kv_owner):
+        attention, lender = model.model.layers[layer].self_attn, model.model.layers[owner].self_attn
+        for name in ("k_proj", "v_proj"):
+            if owner == layer:
+                getattr(attention, name).register_forward_hook(lambda module, _, output: setattr(module, "given", output))
+            else:
+                delattr(attention, name)
+                attention.__dict__[name] = functools.partial(lambda module, _: module.given, getattr(lender, name))
+        if owner != layer:
+            del attention.k_norm
+            attention.__dict__["k_norm"] = lender.k_norm
+    return model
+
+
 def publish_kv_owner(folder):
     config = json.loads((folder / "config.json").read_text())
     tensors = read(folder)
-    borrowed = [f"layers.{i}.self_attn.{p}_proj" for i, owner in enumerate(config["kv_owner"]) if owner != i for p in "kv"]
+    borrowed = [f"layers.{i}.self_attn.{p}" for i, owner in enumerate(config["kv_owner"]) if owner != i for p in ("k_proj", "v_proj", "k_norm")]
     assert not [k for k in tensors if any(b in k for b in borrowed)]
 
 
@@ -126,6 +139,12 @@ def kv_owner(folder, dtype):
     config = transformers.LlamaConfig(**json.loads((folder / "config.json").read_text()))
     config._attn_implementation = "eager"
     return load_exactly(build_kv_owner(config), read(folder), dtype, config.tie_word_embeddings)
+
+
+def kv_owner_of_kind(folder, dtype):
+    config = transformers.Gemma3TextConfig(**json.loads((folder / "config.json").read_text()))
+    config._attn_implementation = "eager"
+    return load_exactly(build_kv_owner_of_kind(config), read(folder), dtype, config.tie_word_embeddings)
 
 
 def build_gemma3_wrapper(config):

@@ -10,7 +10,7 @@ import pytest
 from kvasir_server import Server
 
 FAMILIES = Path(__file__).parent.parent / "data" / "families"
-NAMES = ["qwen3-next", "gemma2", "gemma3", "gemma3-multimodal", "gpt-oss", "deepseek-v2", "kv-owner-yoco", "smollm3-window", "cohere2", "gpt2", "mixtral"]
+NAMES = ["qwen3-next", "gemma2", "gemma3", "gemma3-multimodal", "gpt-oss", "deepseek-v2", "kv-owner-yoco", "kv-owner-windows", "qwen2-moe-window", "smollm3-window", "cohere2", "gpt2", "mixtral"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ.,?!"
 
 

@@ -102,7 +102,8 @@ TEST_P(KvMemory, IsTheFormulaOfItsLayers) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, KvMemory,
-                         testing::Values("deepseek-v3", "gemma2", "gemma3", "gpt-oss", "qwen3-next", "kv-owner", "mixtral"),
+                         testing::Values("deepseek-v3", "gemma2", "gemma3", "gpt-oss", "qwen3-next", "kv-owner",
+                                         "kv-owner-windows", "mixtral"),
                          [](const auto& info) {
                            std::string name = info.param;
                            std::replace(name.begin(), name.end(), '-', '_');
