@@ -50,6 +50,8 @@ def test_family(name, tmp_path):
         described = server.log
         config = json.loads((FAMILIES / name / "config.json").read_text())
         types = config.get("text_config", config).get("layer_types", [])
+        owners = config.get("kv_owner", range(len(types)))
+        types = [kind for layer, (kind, owner) in enumerate(zip(types, owners)) if owner == layer]  # the others keep nothing
         if "linear_attention" in types:
             assert re.search(rf"{types.count('linear_attention')} layers of recurrent state: \S+ \S+ per sequence", described)
         if "sliding_attention" in types and "full_attention" in types:
