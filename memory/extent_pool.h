@@ -7,30 +7,39 @@
 #include <cstdint>
 #include <vector>
 
-#include "memory/arena.h"
+#include "kernels/status.h"
 
 namespace kvasir {
 
 class ExtentPool {
  public:
-  static constexpr uint32_t kNone = Arena::kNone;
+  static constexpr uint32_t kNone = UINT32_MAX;
 
   // `blocks` is the most blocks an extent holds.
   ExtentPool(int64_t num_extents, int blocks)
-      : arena_(num_extents, 1, {1}),
-        records_(size_t(num_extents)),
-        later_nodes_(size_t(num_extents) * size_t(blocks - 1), kNone),
-        blocks_(uint32_t(blocks)) {}
+      : records_(size_t(num_extents)), later_nodes_(size_t(num_extents) * size_t(blocks - 1), kNone), blocks_(uint32_t(blocks)) {
+    KVASIR_CHECK(num_extents < int64_t{kFree}, "{} extents do not fit 32-bit names", num_extents);
+    for (int64_t i = num_extents; i-- > 0;) Free(uint32_t(i));  // extent 0 is handed out first
+  }
 
-  // An extent with one reference, or kNone.
+  // An extent with one reference, or kNone. What was freed last comes first: it is the most likely to be in a cache.
   uint32_t Allocate() {
-    const uint32_t extent = arena_.Allocate(0);
-    if (extent != kNone) records_[extent].references = 1;
+    const uint32_t extent = first_free_;
+    if (extent == kNone) return kNone;
+    Record& record = records_[extent];
+    first_free_ = record.next;
+    --free_;
+    record = {.references = 1};
     return extent;
   }
   void Free(uint32_t extent) {
-    KVASIR_CHECK(records_[extent].references == 0, "extent {} freed with {} references", extent, records_[extent].references);
-    arena_.Free(extent, 0);
+    Record& record = records_[extent];
+    KVASIR_CHECK(record.references == 0 && record.prev != kFree, "extent {} freed {}", extent,
+                 record.references > 0 ? "with references" : "twice");
+    record.prev = kFree;
+    record.next = first_free_;
+    first_free_ = extent;
+    ++free_;
   }
   // True for the first reference: it was cached.
   bool AddReference(uint32_t extent) {
@@ -81,16 +90,25 @@ class ExtentPool {
   uint32_t next_oldest(uint32_t extent) const { return records_[extent].next; }
   void Prefetch(uint32_t extent) const { __builtin_prefetch(&records_[extent], 1); }
   int64_t num_extents() const { return int64_t(records_.size()); }
-  int64_t free_extents() const { return arena_.FreeObjects(0); }
+  int64_t free_extents() const { return free_; }
   int64_t cached_extents() const { return cached_; }
-  const Arena& arena() const { return arena_; }
+  // The list of free extents is whole, and holds nothing that is in use or published. O(extents).
+  Status Check() const {
+    int64_t listed = 0;
+    for (uint32_t e = first_free_; e != kNone; e = records_[e].next) {
+      const Record& record = records_[e];
+      if (record.prev != kFree || record.references != 0 || ++listed > free_) return Internal("free extent {} is in use", e);
+    }
+    return listed == free_ ? OkStatus() : Internal("{} extents are free, {} are listed", free_, listed);
+  }
 
  private:
   struct alignas(16) Record {
     uint32_t references = 0;
-    uint32_t prev = kNone, next = kNone;  // order of eviction
+    uint32_t prev = kNone, next = kNone;  // order of eviction; of a free extent kFree and the next free one
     uint32_t node = kNone;                // of the first block
   };
+  static constexpr uint32_t kFree = UINT32_MAX - 1;
   void Unlink(Record& record) {
     (record.prev == kNone ? head_ : records_[record.prev].next) = record.next;
     (record.next == kNone ? tail_ : records_[record.next].prev) = record.prev;
@@ -98,12 +116,12 @@ class ExtentPool {
     --cached_;
   }
 
-  Arena arena_;
   std::vector<Record> records_;
   std::vector<uint32_t> later_nodes_;  // [extent, blocks - 1]: nodes of the blocks after the first
   uint32_t blocks_;
-  uint32_t head_ = kNone, tail_ = kNone;
-  int64_t cached_ = 0;
+  uint32_t head_ = kNone, tail_ = kNone;  // of the order of eviction
+  uint32_t first_free_ = kNone;
+  int64_t cached_ = 0, free_ = 0;
 };
 
 }  // namespace kvasir

@@ -4,8 +4,7 @@
 // Two units. A *block* is block_tokens tokens of one group of layers: what is published, found and named in tables. An *extent*
 // (kv_arena.h) is what is taken, held, counted and given up: one block where the model has one group, some consecutive blocks of
 // a group whose blocks are small. Life of a sequence's KV:   Match -> (Grow -> the step computes -> Publish -> Trim)* -> Release
-//  * Match   pins the longest usable prefix: every block of the groups that keep all, and of a group with a window the blocks
-//  that
+//  * Match   pins the longest usable prefix: every block of the groups that keep all, and of a group with a window those that
 //            the next token reads. Whole blocks only, found by chain hash, confirmed by comparing tokens.
 //  * Grow    makes room for more tokens: takes free extents, gives up the least recently used cached ones, and copies what is
 //            shared before it is written (copy-on-write; the copies are for the device to do before the step). All or nothing.

@@ -13,7 +13,7 @@ constexpr uint32_t kNone = UINT32_MAX;
 }  // namespace
 
 Status KvCache::Check(std::span<const SequenceKv* const> live) const {
-  KVASIR_RETURN_IF_ERROR(AtPlace("arena", pool_->arena().Check()));
+  KVASIR_RETURN_IF_ERROR(AtPlace("extents", pool_->Check()));
   std::vector<uint32_t> pins;
   for (const SequenceKv* kv : live) {
     if (kv->tail_node != kNone) pins.push_back(kv->tail_node);

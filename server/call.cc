@@ -232,7 +232,11 @@ void Call::RecordTimes(bool finished) {
 }
 
 ApiError Call::EngineError(const Status& status) const {
-  ApiError error = ToApiError(status);
+  const auto say = [&](std::string message) {
+    ApiError error = ToApiError(status);
+    error.message = std::move(message);
+    return error;
+  };
   switch (status.code()) {
     case StatusCode::kUnavailable:
       if (!service_->config_.engine->Healthy()) {
@@ -242,11 +246,9 @@ ApiError Call::EngineError(const Status& status) const {
       return {.code = ErrorCode::kDraining,
               .message = "The server is shutting down and the request was not done in time; send it to another server."};
     case StatusCode::kDeadlineExceeded:
-      error.message = "The request was not done within its timeout; ask for fewer tokens or allow more time.";
-      return error;
+      return say("The request was not done within its timeout; ask for fewer tokens or allow more time.");
     case StatusCode::kCancelled:
-      error.message = "The request was cancelled.";
-      return error;
+      return say("The request was cancelled.");
     default:
       spdlog::error("a request failed: {}", Message(status));
       return {.code = ErrorCode::kInternal,
