@@ -13,6 +13,20 @@ namespace {
 
 using nlohmann::json;
 
+// Why an architecture is not served, where its name tells what kind of model it is.
+std::string_view KindOf(std::string_view architecture) {
+  const auto has = [&](std::string_view part) { return architecture.find(part) != std::string_view::npos; };
+  for (const std::string_view part : {"ForSequenceClassification", "ForTokenClassification", "RewardModel", "ForRewardModel"})
+    if (has(part)) return " (a model that scores texts: reranking and rewards are not served yet)";
+  for (const std::string_view part : {"ForMaskedLM", "Bert", "Roberta", "MPNet", "Embedding", "ColBERT"})
+    if (has(part)) return " (an encoder: embeddings and other pooled outputs are not served yet)";
+  for (const std::string_view part : {"ForConditionalGeneration", "T5", "Bart", "Whisper"})
+    if (has(part)) return " (an encoder-decoder or multimodal model)";
+  if (architecture.ends_with("Model") && !architecture.ends_with("LMHeadModel"))
+    return " (a model without an output head: embeddings are not served yet)";
+  return "";
+}
+
 const Family* ParseFamily(Fields& fields, ModelConfig* config) {
   const Family* family = nullptr;
   config->model_type = fields.StringOr("model_type", "");
@@ -24,8 +38,8 @@ const Family* ParseFamily(Fields& fields, ModelConfig* config) {
     config->architecture = (*list)[0].get<std::string>().substr(0, 200);
     family = FindFamily(config->architecture);
     if (family == nullptr)
-      fields.Fail(
-          InvalidArgument("architectures: '{}' is not supported; supported: {}", config->architecture, SupportedArchitectures()));
+      fields.Fail(InvalidArgument("architectures: '{}' is not supported{}; supported: {}", config->architecture,
+                                  KindOf(config->architecture), SupportedArchitectures()));
   } else {
     family = FindFamilyByModelType(config->model_type);
     if (family == nullptr)

@@ -103,7 +103,13 @@ TEST(Config, DTypes) {
 TEST(Config, RefusesByName) {
   const std::vector<std::pair<std::string, std::string>> cases = {
       {R"("architectures": ["BertForMaskedLM"])",
-       "'BertForMaskedLM' is not supported; supported: LlamaForCausalLM, MistralForCausalLM"},
+       "'BertForMaskedLM' is not supported (an encoder: embeddings and other pooled outputs are not served yet); supported: "
+       "LlamaFor"},
+      {R"("architectures": ["Qwen2ForSequenceClassification"])", "a model that scores texts: reranking"},
+      {R"("architectures": ["MistralModel"])", "a model without an output head: embeddings"},
+      {R"("architectures": ["T5ForConditionalGeneration"])", "an encoder-decoder or multimodal model"},
+      {R"("architectures": ["MambaForCausalLM"])",
+       "'MambaForCausalLM' is not supported; supported: LlamaForCausalLM, MistralForCausalLM"},
       {R"("architectures": [])", "architectures is a list of 0"},
       {R"("architectures": [7])", "architectures"},
       {R"("architectures": "LlamaForCausalLM")", "architectures"},
