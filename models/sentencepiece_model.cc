@@ -1,15 +1,12 @@
 #include "models/sentencepiece_model.h"
 
 #include <algorithm>
-#include <bit>
-#include <cmath>
-#include <cstring>
-#include <optional>
+#include <iterator>
 #include <string>
 #include <vector>
 
-#include "models/bpe.h"
 #include "models/charsmap.h"
+#include "models/sentencepiece_model_file.h"
 #include "models/text_map.h"
 #include "models/unicode.h"
 
@@ -18,230 +15,201 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr size_t kMaxPieceBytes = 4096;  // real ones stay below 100
-enum PieceType { kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5, kByte = 6 };
+// Whose components stand around the model.
+enum class Rules { kOwn, kGeneral, kLlama, kGemma, kT5 };
 
-// One field of a protobuf message.
-struct Field {
-  uint32_t number = 0;
-  uint64_t value = 0;      // varint and fixed fields
-  std::string_view bytes;  // length-delimited fields
-  bool is_bytes = false;
-};
+// Model types for which transformers 5 uses the general components whatever class the folder names.
+constexpr std::string_view kGeneralTypes[] = {"arctic",   "ernie4_5",       "internlm2",  "internlm3", "jamba",
+                                              "minicpm3", "ministral",      "ministral3", "mistral",   "mistral3",
+                                              "mixtral",  "mistral_large4", "nemotron",   "phi3",      "phimoe",
+                                              "pixtral",  "granite",        "granitemoe", "persimmon", "stablelm"};
+constexpr std::string_view kGemmaTypes[] = {"gemma",   "gemma2",       "gemma3",          "gemma3_text",
+                                            "gemma3n", "gemma3n_text", "recurrent_gemma", "t5gemma"};
+constexpr std::string_view kT5Types[] = {"t5", "mt5", "switch_transformers"};
 
-// Reads the fields of one message in order.
-class Wire {
- public:
-  explicit Wire(std::string_view bytes) : bytes_(bytes) {}
+// Classes whose ids are not those of the file.
+constexpr std::string_view kRearranging[] = {
+    "Albert", "Barthez", "BigBird",  "Camembert", "CodeLlama",   "DebertaV2",  "FNet",  "LayoutXLM", "MBart", "MBart50",
+    "Nllb",   "Pegasus", "Reformer", "RemBert",   "SeamlessM4T", "XLMRoberta", "XLNet", "XGLM",      "Udop"};
 
-  // Nothing at the end of the message.
-  StatusOr<std::optional<Field>> Next() {
-    if (at_ == bytes_.size()) return std::optional<Field>();
-    KVASIR_ASSIGN_OR_RETURN(const uint64_t key, Varint());
-    Field field;
-    if (key >> 3 == 0 || key >> 3 > (1u << 29) - 1) return Broken("a field number that cannot be");
-    field.number = static_cast<uint32_t>(key >> 3);
-    switch (key & 7) {
-      case 0: {
-        KVASIR_ASSIGN_OR_RETURN(field.value, Varint());
-        break;
-      }
-      case 1:
-      case 5: {
-        const size_t size = (key & 7) == 1 ? 8 : 4;
-        if (bytes_.size() - at_ < size) return Broken("a number that is cut off");
-        std::memcpy(&field.value, bytes_.data() + at_, size);
-        at_ += size;
-        break;
-      }
-      case 2: {
-        KVASIR_ASSIGN_OR_RETURN(const uint64_t size, Varint());
-        if (size > bytes_.size() - at_) return Broken("a field longer than the file");
-        field.bytes = bytes_.substr(at_, size);
-        field.is_bytes = true;
-        at_ += size;
-        break;
-      }
-      default:
-        return Broken("a wire type that is not supported");
-    }
-    return std::optional<Field>(field);
-  }
-
- private:
-  StatusOr<uint64_t> Varint() {
-    uint64_t value = 0;
-    for (int shift = 0; shift < 64 && at_ < bytes_.size(); shift += 7) {
-      const auto byte = static_cast<uint8_t>(bytes_[at_++]);
-      value |= static_cast<uint64_t>(byte & 0x7F) << shift;
-      if (byte < 0x80) return value;
-    }
-    return Broken("a number that is cut off");
-  }
-  Status Broken(std::string_view what) const {
-    return InvalidArgument("not a SentencePiece model: {} near byte {} of {}; download the file again", what, at_, bytes_.size());
-  }
-
-  std::string_view bytes_;
-  size_t at_ = 0;
-};
-
-struct SpPiece {
-  std::string text;
-  float score = 0;
-  uint64_t type = kNormal;
-};
-
-struct SpModel {
-  std::vector<SpPiece> pieces;
-  uint64_t type = 1;  // of the model: UNIGRAM 1, BPE 2, WORD 3, CHAR 4
-  bool byte_fallback = false, whitespace_as_suffix = false;
-  std::string charsmap;
-  bool add_dummy_prefix = true, remove_extra_whitespaces = true, escape_whitespaces = true;
-};
-
-Status ReadPiece(std::string_view bytes, SpModel* model) {
-  SpPiece piece;
-  Wire wire(bytes);
-  while (true) {
-    KVASIR_ASSIGN_OR_RETURN(const auto field, wire.Next());
-    if (!field) break;
-    if (field->number == 1 && field->is_bytes) piece.text = field->bytes;
-    if (field->number == 2) piece.score = std::bit_cast<float>(static_cast<uint32_t>(field->value));
-    if (field->number == 3) piece.type = field->value;
-  }
-  const size_t id = model->pieces.size();
-  if (id > static_cast<size_t>(kMaxTokenId)) return InvalidArgument("more than {} pieces", kMaxTokenId);
-  if (piece.text.empty() || piece.text.size() > kMaxPieceBytes) {
-    return InvalidArgument("piece {} has {} bytes; it must have 1 to {}", id, piece.text.size(), kMaxPieceBytes);
-  }
-  if (FirstInvalidUtf8(piece.text) != std::string_view::npos) return InvalidArgument("piece {} is not valid UTF-8", id);
-  if (!std::isfinite(piece.score)) return InvalidArgument("piece {} has a score that is not a number", id);
-  if (piece.type < kNormal || piece.type > kByte)
-    return InvalidArgument("piece {} has type {}; known are 1 to 6", id, piece.type);
-  model->pieces.push_back(std::move(piece));
-  return OkStatus();
+template <size_t n>
+bool Contains(const std::string_view (&list)[n], std::string_view name) {
+  return std::find(std::begin(list), std::end(list), name) != std::end(list);
 }
 
-Status ReadSpecs(const Field& message, SpModel* model) {
-  Wire wire(message.bytes);
-  const bool trainer = message.number == 2;
-  while (true) {
-    KVASIR_ASSIGN_OR_RETURN(const auto field, wire.Next());
-    if (!field) return OkStatus();
-    const bool on = field->value != 0;
-    if (trainer && field->number == 3) model->type = field->value;
-    if (trainer && field->number == 24) model->whitespace_as_suffix = on;
-    if (trainer && field->number == 35) model->byte_fallback = on;
-    if (!trainer && field->number == 2 && field->is_bytes) model->charsmap = field->bytes;
-    if (!trainer && field->number == 3) model->add_dummy_prefix = on;
-    if (!trainer && field->number == 4) model->remove_extra_whitespaces = on;
-    if (!trainer && field->number == 5) model->escape_whitespaces = on;
+StatusOr<Rules> ChooseRules(const TokenizerConfig& config) {
+  if (config.has_auto_map) return Rules::kOwn;
+  if (Contains(kGeneralTypes, config.model_type)) return Rules::kGeneral;
+  std::string_view name = config.tokenizer_class;
+  if (name.ends_with("Fast")) name.remove_suffix(4);
+  if (name.empty()) {
+    if (Contains(kGemmaTypes, config.model_type)) return Rules::kGemma;
+    return Contains(kT5Types, config.model_type) ? Rules::kT5 : Rules::kGeneral;
   }
+  if (name == "LlamaTokenizer") return Rules::kLlama;
+  if (name == "GemmaTokenizer") return Rules::kGemma;
+  if (name == "T5Tokenizer") return Rules::kT5;
+  if (name.ends_with("Tokenizer") && Contains(kRearranging, name.substr(0, name.size() - 9))) {
+    return InvalidArgument(
+        "tokenizer_class {} rearranges the vocabulary of its SentencePiece model, which is not supported; add tokenizer.json "
+        "(transformers' save_pretrained makes it)",
+        config.tokenizer_class);
+  }
+  return Rules::kGeneral;
 }
 
-StatusOr<SpModel> Read(std::string_view bytes) {
-  SpModel model;
-  Wire wire(bytes);
-  while (true) {
-    KVASIR_ASSIGN_OR_RETURN(const auto field, wire.Next());
-    if (!field) break;
-    if (!field->is_bytes) continue;
-    if (field->number == 1) KVASIR_RETURN_IF_ERROR(ReadPiece(field->bytes, &model));
-    if (field->number == 2 || field->number == 3) KVASIR_RETURN_IF_ERROR(ReadSpecs(*field, &model));
-  }
-  if (model.pieces.empty()) return InvalidArgument("not a SentencePiece model: it has no pieces");
-  if (model.type != 1 && model.type != 2) {
-    return InvalidArgument("a SentencePiece model of type {}; supported: UNIGRAM (1), BPE (2)", model.type);
-  }
-  if (model.whitespace_as_suffix)
-    return InvalidArgument("treat_whitespace_as_suffix is not supported; spaces must come before words");
-  if (!model.escape_whitespaces) return InvalidArgument("escape_whitespaces false is not supported");
-  return model;
-}
-
-// Every way to make a piece of two others, the best score first; of equal ones, as transformers orders them, the longest left
-// part.
-Json Merges(const SpModel& model) {
+// Every way to make a piece of two others, in SentencePiece's order: the best score first; of equal ones the longest left part.
+Json MergesByScore(const SpModel& model) {
   struct Merge {
     float score;
-    uint32_t left, right;  // lengths in characters
-    uint32_t piece, cut;
+    uint32_t left;  // bytes
+    uint32_t piece;
   };
-  TextViewMap<int32_t> ids;
+  TextViewMap<uint32_t> ids;
   const auto joins = [](const SpPiece& piece) {
-    return piece.type == kNormal || piece.type == kUnused || piece.type == kUserDefined;
+    return piece.type == SpPiece::kNormal || piece.type == SpPiece::kUnused || piece.type == SpPiece::kUserDefined;
   };
-  for (size_t i = 0; i < model.pieces.size(); ++i) {
-    if (joins(model.pieces[i])) ids[model.pieces[i].text] = static_cast<int32_t>(i);
+  for (uint32_t i = 0; i < model.pieces.size(); ++i) {
+    if (joins(model.pieces[i])) ids[model.pieces[i].text] = i;
   }
   std::vector<Merge> merges;
-  for (size_t i = 0; i < model.pieces.size(); ++i) {
+  for (uint32_t i = 0; i < model.pieces.size(); ++i) {
     const std::string_view text = model.pieces[i].text;
-    if (!joins(model.pieces[i]) || ids[text] != static_cast<int32_t>(i)) continue;
-    const auto characters = static_cast<uint32_t>(
-        std::count_if(text.begin(), text.end(), [](char b) { return (static_cast<uint8_t>(b) & 0xC0) != 0x80; }));
-    uint32_t left = 1;
-    for (size_t cut = CharacterAt(text, 0).length; cut < text.size(); cut += CharacterAt(text, cut).length, ++left) {
-      if (!ids.contains(text.substr(0, cut)) || !ids.contains(text.substr(cut))) continue;
-      merges.push_back({model.pieces[i].score, left, characters - left, static_cast<uint32_t>(i), static_cast<uint32_t>(cut)});
+    if (!joins(model.pieces[i]) || ids[text] != i) continue;
+    for (size_t cut = CharacterAt(text, 0).length; cut < text.size(); cut += CharacterAt(text, cut).length) {
+      if (ids.contains(text.substr(0, cut)) && ids.contains(text.substr(cut))) {
+        merges.push_back({model.pieces[i].score, static_cast<uint32_t>(cut), i});
+      }
     }
   }
-  std::stable_sort(merges.begin(), merges.end(), [](const Merge& a, const Merge& b) {
-    if (a.score != b.score) return a.score > b.score;
-    if (a.left != b.left) return a.left > b.left;
-    return a.right > b.right;
-  });
+  std::stable_sort(merges.begin(), merges.end(),
+                   [](const Merge& a, const Merge& b) { return a.score != b.score ? a.score > b.score : a.left > b.left; });
   Json list = Json::array();
   for (const Merge& merge : merges) {
     const std::string& text = model.pieces[merge.piece].text;
-    list.push_back(Json::array({text.substr(0, merge.cut), text.substr(merge.cut)}));
+    list.push_back(Json::array({text.substr(0, merge.left), text.substr(merge.left)}));
   }
   return list;
 }
 
-StatusOr<Json> ModelJson(const SpModel& model) {
-  int64_t unknown = -1;
-  for (size_t i = 0; i < model.pieces.size(); ++i) {
-    if (model.pieces[i].type == kUnknown) unknown = static_cast<int64_t>(i);
-  }
-  if (model.type == 1) {
-    Json vocab = Json::array();
-    for (const SpPiece& piece : model.pieces) {
-      const bool in_text = piece.type == kNormal || piece.type == kUserDefined;
-      vocab.push_back(Json::array({piece.text, static_cast<double>(piece.score), in_text}));
+// The same in transformers' order: by id, then the shortest left part; every piece counts.
+Json MergesById(const SpModel& model) {
+  TextViewMap<uint32_t> ids;
+  for (uint32_t i = 0; i < model.pieces.size(); ++i) ids[model.pieces[i].text] = i;
+  Json list = Json::array();
+  for (const SpPiece& piece : model.pieces) {
+    const std::string_view text = piece.text;
+    for (size_t cut = CharacterAt(text, 0).length; cut < text.size(); cut += CharacterAt(text, cut).length) {
+      if (ids.contains(text.substr(0, cut)) && ids.contains(text.substr(cut)))
+        list.push_back(Json::array({text.substr(0, cut), text.substr(cut)}));
     }
-    return Json{{"type", "Unigram"},
-                {"vocab", std::move(vocab)},
-                {"unk_id", unknown < 0 ? Json() : Json(unknown)},
-                {"byte_fallback", model.byte_fallback},
-                {"single_precision", true}};
   }
+  return list;
+}
+
+StatusOr<Json> BpeJson(const SpModel& model, Json merges, Json unk_token, bool byte_fallback) {
   Json vocab = Json::object();
   for (size_t i = 0; i < model.pieces.size(); ++i) {
     if (!vocab.emplace(model.pieces[i].text, i).second)
       return InvalidArgument("piece {} '{}' is there twice", i, model.pieces[i].text);
   }
-  return Json{{"type", "BPE"},           {"vocab", std::move(vocab)},
-              {"merges", Merges(model)}, {"unk_token", unknown < 0 ? Json() : Json(model.pieces[unknown].text)},
-              {"fuse_unk", true},        {"byte_fallback", model.byte_fallback}};
+  return Json{
+      {"type", "BPE"},    {"vocab", std::move(vocab)},     {"merges", std::move(merges)}, {"unk_token", std::move(unk_token)},
+      {"fuse_unk", true}, {"byte_fallback", byte_fallback}};
+}
+
+// SentencePiece finds normal and user-defined pieces in a text and sums floats; transformers finds every piece and sums doubles.
+Json UnigramJson(const SpModel& model, Rules rules, int64_t unk_id, int64_t extra_ids) {
+  Json vocab = Json::array();
+  for (const SpPiece& piece : model.pieces) {
+    const bool in_text = rules != Rules::kOwn || piece.type == SpPiece::kNormal || piece.type == SpPiece::kUserDefined;
+    vocab.push_back(Json::array({piece.text, static_cast<double>(piece.score), in_text}));
+  }
+  for (int64_t i = extra_ids; i-- > 0;) vocab.push_back(Json::array({fmt::format("<extra_id_{}>", i), 0.0}));
+  const bool byte_fallback = rules != Rules::kT5 && model.byte_fallback;
+  return Json{{"type", "Unigram"},
+              {"vocab", std::move(vocab)},
+              {"unk_id", unk_id < 0 ? Json() : Json(unk_id)},
+              {"byte_fallback", byte_fallback},
+              {"single_precision", rules == Rules::kOwn}};
 }
 
 Json Replace(const char* from, const char* to) {
   return {{"type", "Replace"}, {"pattern", {{"String", from}}}, {"content", to}};
 }
 
-}  // namespace
+Json Sequence(const char* key, Json parts) {
+  return {{"type", "Sequence"}, {key, std::move(parts)}};
+}
 
-StatusOr<Json> TokenizerJsonOfSentencePiece(std::string_view bytes, const TokenizerConfig& config) {
-  KVASIR_ASSIGN_OR_RETURN(const SpModel model, Read(bytes));
-  Json added = Json::array(), post = Json();
+Json Metaspace(const char* scheme, bool split) {
+  return {{"type", "Metaspace"}, {"replacement", "\u2581"}, {"prepend_scheme", scheme}, {"split", split}};
+}
+
+Json Precompiled(const SpModel& model) {
+  return {{"type", "Precompiled"}, {"precompiled_charsmap", EncodeBase64(model.charsmap)}};
+}
+
+// "\u2581" to a space, byte tokens to bytes, and at the start up to `stripped` spaces away.
+Json Decoder(bool bytes, int stripped) {
+  Json parts = {Replace("\u2581", " ")};
+  if (bytes) {
+    parts.push_back({{"type", "ByteFallback"}});
+    parts.push_back({{"type", "Fuse"}});
+  }
+  if (stripped > 0) parts.push_back({{"type", "Strip"}, {"content", " "}, {"start", stripped}, {"stop", 0}});
+  return Sequence("decoders", std::move(parts));
+}
+
+Json AddedTokenJson(size_t id, const std::string& content, bool special) {
+  return {{"id", id}, {"content", content}, {"special", special}, {"normalized", false}};
+}
+
+void SetRole(std::optional<std::string>* role, std::string_view piece) {
+  if (!*role) *role = piece;
+}
+
+// The tokens that stand for themselves: control and user-defined pieces, unless the folder lists its own, and the roles.
+Json AddedTokens(const SpModel& model, const TokenizerConfig& config, std::string_view mask) {
+  const auto is_role = [&](const std::string& text) {
+    return text == config.bos_token || text == config.eos_token || text == config.unk_token || text == config.pad_token ||
+           text == mask;
+  };
+  Json added = Json::array();
   for (size_t i = 0; i < model.pieces.size(); ++i) {
     const SpPiece& piece = model.pieces[i];
-    if (piece.type != kControl && piece.type != kUserDefined && piece.type != kUnknown) continue;
-    added.push_back({{"id", i}, {"content", piece.text}, {"special", piece.type != kUserDefined}, {"normalized", false}});
-    // What SentencePiece's users expect where the configuration is silent: the beginning-of-text token.
-    if (piece.type == kControl && piece.text == config.bos_token.value_or("<s>") && config.add_bos_token.value_or(true)) {
+    const bool symbol = piece.type == SpPiece::kControl || piece.type == SpPiece::kUserDefined;
+    const bool role = is_role(piece.text);
+    if (role || (symbol && config.extra_special_tokens.empty())) {
+      added.push_back(AddedTokenJson(i, piece.text, role || piece.type == SpPiece::kControl));
+    } else if (symbol && std::find(config.extra_special_tokens.begin(), config.extra_special_tokens.end(), piece.text) !=
+                             config.extra_special_tokens.end()) {
+      added.push_back(AddedTokenJson(i, piece.text, true));
+    }
+  }
+  return added;
+}
+
+Json Whole(Json added, Json normalizer, Json pre_tokenizer, Json post_processor, Json decoder, Json model) {
+  return {{"added_tokens", std::move(added)},
+          {"normalizer", std::move(normalizer)},
+          {"pre_tokenizer", std::move(pre_tokenizer)},
+          {"post_processor", std::move(post_processor)},
+          {"decoder", std::move(decoder)},
+          {"model", std::move(model)}};
+}
+
+// SentencePiece's own rules, and the beginning-of-text token unless the configuration says otherwise.
+StatusOr<Json> Own(const SpModel& model, const TokenizerConfig& config) {
+  Json added = Json::array(), post = Json();
+  int64_t unknown = -1;
+  for (size_t i = 0; i < model.pieces.size(); ++i) {
+    const SpPiece& piece = model.pieces[i];
+    if (piece.type == SpPiece::kUnknown) unknown = static_cast<int64_t>(i);
+    if (piece.type != SpPiece::kControl && piece.type != SpPiece::kUserDefined && piece.type != SpPiece::kUnknown) continue;
+    added.push_back(AddedTokenJson(i, piece.text, piece.type != SpPiece::kUserDefined));
+    if (piece.type == SpPiece::kControl && piece.text == config.bos_token.value_or("<s>") &&
+        config.add_bos_token.value_or(true)) {
       post = {{"type", "TemplateProcessing"},
               {"single", {{{"SpecialToken", {{"id", piece.text}}}}, {{"Sequence", {{"id", "A"}}}}}},
               {"special_tokens", {{piece.text, {{"ids", {i}}}}}}};
@@ -252,18 +220,97 @@ StatusOr<Json> TokenizerJsonOfSentencePiece(std::string_view bytes, const Tokeni
                      {"prefix_everywhere", config.legacy},
                      {"remove_extra_whitespaces", model.remove_extra_whitespaces}};
   if (!model.charsmap.empty()) normalizer["precompiled_charsmap"] = EncodeBase64(model.charsmap);
-  Json decoders = {Replace("\u2581", " "), {{"type", "ByteFallback"}}, {{"type", "Fuse"}}};
-  if (model.add_dummy_prefix || model.remove_extra_whitespaces) {
-    const int count = model.remove_extra_whitespaces ? 1 << 20 : 1;  // a text that lost its extra spaces begins with none
-    decoders.push_back({{"type", "Strip"}, {"content", " "}, {"start", count}, {"stop", 0}});
+  Json inner = UnigramJson(model, Rules::kOwn, unknown, 0);
+  if (model.type == 2) {
+    KVASIR_ASSIGN_OR_RETURN(inner, BpeJson(model, MergesByScore(model), unknown < 0 ? Json() : Json(model.pieces[unknown].text),
+                                           model.byte_fallback));
   }
-  KVASIR_ASSIGN_OR_RETURN(Json model_json, ModelJson(model));
-  return Json{{"added_tokens", std::move(added)},
-              {"normalizer", std::move(normalizer)},
-              {"pre_tokenizer", nullptr},
-              {"post_processor", std::move(post)},
-              {"decoder", {{"type", "Sequence"}, {"decoders", std::move(decoders)}}},
-              {"model", std::move(model_json)}};
+  // A text that lost its extra spaces begins with none.
+  const int stripped = model.remove_extra_whitespaces ? 1 << 20 : model.add_dummy_prefix ? 1 : 0;
+  return Whole(std::move(added), std::move(normalizer), nullptr, std::move(post), Decoder(true, stripped), std::move(inner));
+}
+
+StatusOr<Json> Llama(const SpModel& model, TokenizerConfig* config) {
+  SetRole(&config->bos_token, "<s>");
+  SetRole(&config->eos_token, "</s>");
+  SetRole(&config->unk_token, "<unk>");
+  const bool prefix = config->add_prefix_space.value_or(true);
+  KVASIR_ASSIGN_OR_RETURN(Json inner, BpeJson(model, MergesById(model), nullptr, true));
+  return Whole(AddedTokens(model, *config, ""), nullptr,
+               Metaspace(!prefix          ? "never"
+                         : config->legacy ? "always"
+                                          : "first",
+                         false),
+               nullptr, Decoder(true, prefix ? 1 : 0), std::move(inner));
+}
+
+StatusOr<Json> Gemma(const SpModel& model, TokenizerConfig* config) {
+  SetRole(&config->bos_token, "<bos>");
+  SetRole(&config->eos_token, "<eos>");
+  SetRole(&config->unk_token, "<unk>");
+  SetRole(&config->pad_token, "<pad>");
+  KVASIR_ASSIGN_OR_RETURN(Json inner, BpeJson(model, MergesById(model), *config->unk_token, true));
+  const Json split = {{"type", "Split"}, {"pattern", {{"String", " "}}}, {"behavior", "MergedWithPrevious"}, {"invert", false}};
+  return Whole(AddedTokens(model, *config, "<mask>"), Replace(" ", "\u2581"), split, nullptr, Decoder(true, 0), std::move(inner));
+}
+
+StatusOr<Json> T5(const SpModel& model, TokenizerConfig* config) {
+  SetRole(&config->eos_token, "</s>");
+  SetRole(&config->unk_token, "<unk>");
+  SetRole(&config->pad_token, "<pad>");
+  if (model.type != 1) return InvalidArgument("tokenizer_class T5Tokenizer needs a UNIGRAM model; this one is BPE");
+  Json added = AddedTokens(model, *config, "");
+  size_t id = model.pieces.size();
+  for (int64_t i = config->extra_ids; i-- > 0;) added.push_back(AddedTokenJson(id++, fmt::format("<extra_id_{}>", i), true));
+  Json post = nullptr;
+  for (size_t i = 0; i < model.pieces.size(); ++i) {
+    if (model.pieces[i].text != "</s>") continue;
+    post = {{"type", "TemplateProcessing"},
+            {"single", {{{"Sequence", {{"id", "A"}}}}, {{"SpecialToken", {{"id", "</s>"}}}}}},
+            {"special_tokens", {{"</s>", {{"ids", {i}}}}}}};
+  }
+  if (post.is_null()) return InvalidArgument("tokenizer_class T5Tokenizer needs the piece '</s>', which the model lacks");
+  return Whole(std::move(added), model.charsmap.empty() ? Json() : Precompiled(model),
+               Sequence("pretokenizers", {{{"type", "WhitespaceSplit"}}, Metaspace("always", true)}), std::move(post),
+               Metaspace("always", true), UnigramJson(model, Rules::kT5, 2, config->extra_ids));
+}
+
+StatusOr<Json> General(const SpModel& model, TokenizerConfig* config) {
+  if (model.bos.id >= 0) SetRole(&config->bos_token, model.bos.piece);
+  if (model.eos.id >= 0) SetRole(&config->eos_token, model.eos.piece);
+  if (model.unk.id >= 0) SetRole(&config->unk_token, model.unk.piece);
+  Json normalizers = {Replace(" ", "\u2581")};
+  if (!model.charsmap.empty()) normalizers.insert(normalizers.begin(), Precompiled(model));
+  Json inner = UnigramJson(model, Rules::kGeneral, model.unk.id, 0);
+  if (model.type == 2) {
+    KVASIR_ASSIGN_OR_RETURN(inner, BpeJson(model, MergesById(model), model.unk.piece, model.byte_fallback));
+  }
+  return Whole(AddedTokens(model, *config, ""), Sequence("normalizers", std::move(normalizers)), nullptr, nullptr,
+               Decoder(model.byte_fallback, 0), std::move(inner));
+}
+
+}  // namespace
+
+StatusOr<Json> TokenizerJsonOfSentencePiece(std::string_view bytes, TokenizerConfig* config) {
+  KVASIR_ASSIGN_OR_RETURN(const SpModel model, ReadSentencePieceModel(bytes));
+  KVASIR_ASSIGN_OR_RETURN(const Rules rules, ChooseRules(*config));
+  if (model.type != 2 && (rules == Rules::kLlama || rules == Rules::kGemma)) {
+    return InvalidArgument("tokenizer_class {} needs a BPE model; this one is UNIGRAM; add tokenizer.json",
+                           config->tokenizer_class);
+  }
+  switch (rules) {
+    case Rules::kOwn:
+      return Own(model, *config);
+    case Rules::kLlama:
+      return Llama(model, config);
+    case Rules::kGemma:
+      return Gemma(model, config);
+    case Rules::kT5:
+      return T5(model, config);
+    case Rules::kGeneral:
+      break;
+  }
+  return General(model, config);
 }
 
 }  // namespace kvasir

@@ -1,8 +1,9 @@
-// SentencePiece .model files: a small protobuf with pieces, scores and how text is normalized.
+// SentencePiece .model files as tokenizers.
 //
-// Used by Tokenizer::Load where a folder has no tokenizer.json. The file is read by hand: every length is checked against what is
-// left, unknown fields are skipped, nesting is two deep. The result is the tokenizer.json of the same tokenizer, which then goes
-// through the one parser; its normalizer is SentencePieceText, SentencePiece's own rules.
+// Used by Tokenizer::Load where a folder has no tokenizer.json. The result is the tokenizer.json of the same tokenizer, which
+// then goes through the one parser. Which components it has follows transformers 5: those of the folder's tokenizer class (Llama,
+// Gemma, T5), else the general ones; where the folder brings its own tokenizer code (auto_map), SentencePiece's own rules, which
+// is what such code runs. Classes that rearrange the vocabulary are refused by name.
 #pragma once
 
 #include <nlohmann/json.hpp>
@@ -13,8 +14,7 @@
 
 namespace kvasir {
 
-// BPE and UNIGRAM models; WORD and CHAR are refused. `config` says whether the leading space also follows special tokens
-// ("legacy").
-StatusOr<nlohmann::json> TokenizerJsonOfSentencePiece(std::string_view model, const TokenizerConfig& config);
+// BPE and UNIGRAM models; WORD and CHAR are refused. Fills the roles (bos_token, ...) that *config leaves open.
+StatusOr<nlohmann::json> TokenizerJsonOfSentencePiece(std::string_view model, TokenizerConfig* config);
 
 }  // namespace kvasir

@@ -9,12 +9,13 @@ namespace kvasir {
 namespace {
 
 constexpr size_t kMaxPatternBytes = 1 << 16;
-constexpr uint32_t kMatchLimit = 20'000'000;   // steps of one match
-constexpr size_t kJitStackBytes = 4 << 20;  // per thread, reserved and touched only as needed
+constexpr uint32_t kMatchLimit = 20'000'000;  // steps of one match
+constexpr size_t kJitStackBytes = 4 << 20;    // per thread, reserved and touched only as needed
 
 // The 25 characters of the White_Space property, as the inside of a class. PCRE2's own \s also takes U+180E.
 constexpr std::string_view kSpaces = R"(\t-\r\x20\x85\xa0\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000})";
 constexpr std::string_view kWords = R"(\p{Alphabetic}\p{M}\p{Nd}\p{Pc})";
+constexpr std::string_view kLoneWords = R"(\xb2\xb3\xb9\xbc-\xbe)";  // Oniguruma counts these as \w too, but not inside a class
 
 // Match data, context and JIT stack of one thread. One pair of offsets is enough: groups are never read.
 struct MatchState {
@@ -97,6 +98,8 @@ class Translator {
     return OkStatus();
   }
 
+  std::string Words() const { return std::string(kWords) + std::string(in_class_ ? "" : kLoneWords); }
+
   Status Escape() {
     if (!in_class_) atom_ = out_.size();
     if (i_ + 1 >= in_.size()) return InvalidArgument("the pattern ends with a lone backslash");
@@ -111,9 +114,9 @@ class Translator {
         }
         return Set(kSpaces, true);
       case 'w':
-        return Set(kWords, false);
+        return Set(Words(), false);
       case 'W':
-        return Set(kWords, true);
+        return Set(Words(), true);
       case 'h':
         return Set("0-9a-fA-F", false);
       case 'H':
@@ -233,9 +236,13 @@ class Translator {
 
 }  // namespace
 
-StatusOr<std::string> TranslateOniguruma(std::string_view pattern) { return Translator(pattern).Run(); }
+StatusOr<std::string> TranslateOniguruma(std::string_view pattern) {
+  return Translator(pattern).Run();
+}
 
-void TextRegex::FreeCode::operator()(pcre2_real_code_8* code) const { pcre2_code_free(code); }
+void TextRegex::FreeCode::operator()(pcre2_real_code_8* code) const {
+  pcre2_code_free(code);
+}
 
 StatusOr<TextRegex> TextRegex::Compile(std::string_view pattern) {
   if (pattern.size() > kMaxPatternBytes) {
@@ -245,14 +252,17 @@ StatusOr<TextRegex> TextRegex::Compile(std::string_view pattern) {
   int error = 0;
   PCRE2_SIZE offset = 0;
   const uint32_t options = PCRE2_UTF | PCRE2_UCP | PCRE2_NO_UTF_CHECK | PCRE2_NEVER_BACKSLASH_C | PCRE2_MULTILINE;
-  pcre2_code* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(), options, &error, &offset, nullptr);
+  pcre2_code* code =
+      pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(), options, &error, &offset, nullptr);
   if (code == nullptr) {
-    return InvalidArgument("the pattern '{}' does not compile: {} (at byte {} of '{}')", pattern, ErrorText(error), offset, translated);
+    return InvalidArgument("the pattern '{}' does not compile: {} (at byte {} of '{}')", pattern, ErrorText(error), offset,
+                           translated);
   }
   pcre2_jit_compile(code, PCRE2_JIT_COMPLETE);  // where the JIT cannot, the interpreter runs
   TextRegex regex;
   regex.pattern_ = std::string(pattern);
-  regex.code_ = std::shared_ptr<const pcre2_real_code_8>(code, [](const pcre2_real_code_8* c) { FreeCode()(const_cast<pcre2_real_code_8*>(c)); });
+  regex.code_ = std::shared_ptr<const pcre2_real_code_8>(
+      code, [](const pcre2_real_code_8* c) { FreeCode()(const_cast<pcre2_real_code_8*>(c)); });
   return regex;
 }
 
@@ -266,7 +276,7 @@ Status TextRegex::Cut(std::string_view text, std::vector<Span>* spans) const {
   if (state.data == nullptr || state.context == nullptr) return ResourceExhausted("no memory for a regular expression match");
   const auto* subject = reinterpret_cast<PCRE2_SPTR>(text.data());
   const PCRE2_SIZE* pair = pcre2_get_ovector_pointer(state.data);
-  size_t previous = 0;                       // end of the last stretch written
+  size_t previous = 0;                        // end of the last stretch written
   size_t last_match_end = std::string::npos;  // an empty match right after a match is not one
   size_t from = 0;
   while (from <= text.size()) {
@@ -276,8 +286,8 @@ Status TextRegex::Cut(std::string_view text, std::vector<Span>* spans) const {
     }
     if (rc == PCRE2_ERROR_NOMATCH) break;
     if (rc < 0) {
-      return InvalidArgument("the tokenizer's pattern '{}' gave up at byte {} of the text: {}; shorten or simplify the text", pattern_, from,
-                             ErrorText(rc));
+      return InvalidArgument("the tokenizer's pattern '{}' gave up at byte {} of the text: {}; shorten or simplify the text",
+                             pattern_, from, ErrorText(rc));
     }
     const size_t begin = pair[0], end = pair[1];
     if (begin > end || begin < from) break;  // \K tricks: nothing sensible to cut

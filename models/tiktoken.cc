@@ -45,6 +45,8 @@ std::string LowerAscii(std::string_view text) {
 }
 
 StatusOr<Family> FindFamily(std::string_view file_name, const TokenizerConfig& config) {
+  // transformers takes Llama 3's pattern for every tokenizer.model of this format, unless the folder brings code of its own.
+  if (file_name.ends_with(".model") && !config.has_auto_map) return Family{"llama", kLlama3, false};
   for (const std::string_view where : {file_name, std::string_view(config.tokenizer_class)}) {
     const std::string name = LowerAscii(where);
     for (const Family& family : kFamilies) {

@@ -73,7 +73,9 @@ std::string CleanEnglish(std::string text) {
       {" .", "."}, {" ?", "?"}, {" !", "!"}, {" ,", ","}, {" ' ", "'"}, {" n't", "n't"}, {" 'm", "'m"}, {" do not", " don't"}, {" 's", "'s"},
       {" 've", "'ve"}, {" 're", "'re"}};
   if (text.find(' ') == std::string::npos) return text;
-  for (const auto& [from, to] : kRules) text = ReplaceAll(text, from, to);
+  for (const auto& [from, to] : kRules) {
+    if (text.find(from) != std::string::npos) text = ReplaceAll(text, from, to);
+  }
   return text;
 }
 

@@ -4,6 +4,7 @@
 #include <deque>
 #include <filesystem>
 #include <fstream>
+#include <tuple>
 
 #include "models/sentencepiece_model.h"
 #include "models/tiktoken.h"
@@ -55,33 +56,45 @@ JsonNode Optional(const nlohmann::json& root, const char* key) {
   return {it == root.end() ? &null : &*it, key};
 }
 
+// tokenizer_config.json and what old folders have beside or instead of it.
+StatusOr<TokenizerConfig> ReadConfig(const std::filesystem::path& folder, bool has_tokenizer_json) {
+  KVASIR_ASSIGN_OR_RETURN(const auto text, ReadFile(folder / "tokenizer_config.json"));
+  auto config = ParseTokenizerConfig(text.value_or(""));
+  if (!config.ok()) return AtPlace((folder / "tokenizer_config.json").string(), config.status());
+  using Reader = Status (*)(std::string_view, TokenizerConfig*);
+  for (const auto& [name, read, always] : {std::tuple<const char*, Reader, bool>{"special_tokens_map.json", AddSpecialTokensMap, true},
+                                           {"added_tokens.json", AddAddedTokensFile, false},
+                                           {"config.json", AddModelConfig, false}}) {
+    if (has_tokenizer_json && !always) continue;
+    KVASIR_ASSIGN_OR_RETURN(const auto file, ReadFile(folder / name));
+    if (file) KVASIR_RETURN_IF_ERROR(AtPlace((folder / name).string(), read(*file, &*config)));
+  }
+  return config;
+}
+
 }  // namespace
 
 StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& dir) {
   const std::filesystem::path folder(dir);
-  KVASIR_ASSIGN_OR_RETURN(const auto config, ReadFile(folder / "tokenizer_config.json"));
-  KVASIR_ASSIGN_OR_RETURN(auto json, ReadFile(folder / "tokenizer.json"));
-  std::string other;
-  if (!json) {
-    other = FindVocabularyFile(folder);
-    if (other.empty()) {
+  KVASIR_ASSIGN_OR_RETURN(auto bytes, ReadFile(folder / "tokenizer.json"));
+  std::string name = "tokenizer.json";
+  KVASIR_ASSIGN_OR_RETURN(TokenizerConfig config, ReadConfig(folder, bytes.has_value()));
+  if (!bytes) {
+    name = FindVocabularyFile(folder);
+    if (name.empty()) {
       return NotFound("{}: no tokenizer.json, no SentencePiece model ({}) and no *.tiktoken; add one of them", dir, fmt::join(kSentencePieceFiles, ", "));
     }
-    KVASIR_ASSIGN_OR_RETURN(json, ReadFile(folder / other));
-    if (!json) return NotFound("{}: the file is gone", (folder / other).string());
+    KVASIR_ASSIGN_OR_RETURN(bytes, ReadFile(folder / name));
+    if (!bytes) return NotFound("{}: the file is gone", (folder / name).string());
   }
-  auto tokenizer = other.empty() ? Parse(*json, config.value_or("")) : ParseVocabularyFile(*json, other, config.value_or(""));
+  auto tokenizer = name == "tokenizer.json" ? FromTokenizerJson(*bytes, std::move(config)) : FromVocabularyFile(*bytes, name, std::move(config));
   if (!tokenizer.ok()) return AtPlace(dir, tokenizer.status());
-  KVASIR_ASSIGN_OR_RETURN(const auto roles, ReadFile(folder / "special_tokens_map.json"));
-  if (roles) {
-    KVASIR_RETURN_IF_ERROR(AtPlace((folder / "special_tokens_map.json").string(), AddSpecialTokensMap(*roles, &(*tokenizer)->config_)));
-  }
   auto& templates = (*tokenizer)->config_.chat_templates;
   KVASIR_ASSIGN_OR_RETURN(const auto separate, ReadFile(folder / "chat_template.json"));
   if (separate) {
     auto parsed = ParseTokenizerConfig(*separate);
     if (!parsed.ok()) return AtPlace((folder / "chat_template.json").string(), parsed.status());
-    for (auto& [name, source] : parsed->chat_templates) templates[name] = source;
+    for (auto& [key, source] : parsed->chat_templates) templates[key] = source;
   }
   KVASIR_ASSIGN_OR_RETURN(auto jinja, ReadFile(folder / "chat_template.jinja"));
   if (jinja) templates["default"] = *std::move(jinja);  // the newest form wins, as in transformers
@@ -91,26 +104,38 @@ StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& dir) {
 StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Parse(std::string_view tokenizer_json, std::string_view tokenizer_config_json) {
   auto config = ParseTokenizerConfig(tokenizer_config_json);
   if (!config.ok()) return AtPlace("tokenizer_config.json", config.status());
-  const auto root = nlohmann::json::parse(tokenizer_json.begin(), tokenizer_json.end(), nullptr, false);
-  if (root.is_discarded()) return InvalidArgument("tokenizer.json: not valid JSON; it may be cut off, download it again");
-  if (!root.is_object()) return InvalidArgument("tokenizer.json: must hold a JSON object");
-  return Make(root, *std::move(config), "tokenizer.json");
+  return FromTokenizerJson(tokenizer_json, *std::move(config));
 }
 
 StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::ParseVocabularyFile(std::string_view bytes, std::string_view file_name,
                                                                     std::string_view tokenizer_config_json) {
   auto config = ParseTokenizerConfig(tokenizer_config_json);
   if (!config.ok()) return AtPlace("tokenizer_config.json", config.status());
-  const bool tiktoken = file_name.ends_with(".tiktoken") || LooksLikeTiktoken(bytes);
-  const auto root = tiktoken ? TokenizerJsonOfTiktoken(bytes, file_name, *config) : TokenizerJsonOfSentencePiece(bytes, *config);
-  if (!root.ok()) return AtPlace(std::string(file_name), root.status());
-  return Make(*root, *std::move(config), file_name);
+  return FromVocabularyFile(bytes, file_name, *std::move(config));
 }
 
-StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Make(const nlohmann::json& root, TokenizerConfig config, std::string_view file_name) {
+StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromTokenizerJson(std::string_view json, TokenizerConfig config) {
+  const auto root = nlohmann::json::parse(json.begin(), json.end(), nullptr, false);
+  if (root.is_discarded()) return InvalidArgument("tokenizer.json: not valid JSON; it may be cut off, download it again");
+  if (!root.is_object()) return InvalidArgument("tokenizer.json: must hold a JSON object");
+  return Make(root, std::move(config), "tokenizer.json", false);
+}
+
+StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromVocabularyFile(std::string_view bytes, std::string_view file_name, TokenizerConfig config) {
+  const bool tiktoken = file_name.ends_with(".tiktoken") || LooksLikeTiktoken(bytes);
+  const auto root = tiktoken ? TokenizerJsonOfTiktoken(bytes, file_name, config) : TokenizerJsonOfSentencePiece(bytes, &config);
+  if (!root.ok()) return AtPlace(std::string(file_name), root.status());
+  auto tokenizer = Make(*root, std::move(config), file_name, tiktoken);
+  // With a tokenizer.json its post-processor decides alone, as in transformers 5.
+  if (tokenizer.ok()) (*tokenizer)->ApplyConfiguredEnds();
+  return tokenizer;
+}
+
+StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Make(const nlohmann::json& root, TokenizerConfig config, std::string_view file_name,
+                                                       bool gaps_allowed) {
   std::unique_ptr<Tokenizer> t(new Tokenizer);
   t->config_ = std::move(config);
-  t->gaps_allowed_ = file_name != "tokenizer.json";
+  t->gaps_allowed_ = gaps_allowed;
   const auto parse_parts = [&]() -> Status {
     if (!root.contains("model")) return InvalidArgument("model is missing; it must be an object of type BPE, Unigram or WordPiece");
     KVASIR_ASSIGN_OR_RETURN(t->normalizer_, Normalizer::Parse(Optional(root, "normalizer")));
@@ -129,7 +154,6 @@ StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Make(const nlohmann::json& root,
     KVASIR_RETURN_IF_ERROR(AtPlace("tokenizer_config.json", t->AddToken(token, "added_tokens_decoder")));
   }
   KVASIR_RETURN_IF_ERROR(AtPlace(std::string(file_name), t->BuildMatchers()));
-  t->ApplyConfiguredEnds();
   return t;
 }
 
@@ -259,7 +283,7 @@ Status Tokenizer::ParseTemplate(const JsonNode& node) {
   return OkStatus();
 }
 
-// add_bos_token and add_eos_token of tokenizer_config.json decide where they are given, as in transformers.
+// add_bos_token and add_eos_token of tokenizer_config.json decide where they are given.
 void Tokenizer::ApplyConfiguredEnds() {
   const auto apply = [](const std::optional<bool>& wanted, std::optional<int32_t> id, std::vector<int32_t>* ids, bool front) {
     if (!wanted || !id) return;

@@ -28,9 +28,9 @@ namespace kvasir {
 
 class Tokenizer {
  public:
-  // Reads tokenizer.json in `dir`, or where there is none a SentencePiece .model or a tiktoken vocabulary, and, where present,
-  // tokenizer_config.json, special_tokens_map.json, chat_template.jinja and chat_template.json. Anything that is not supported is
-  // refused with its place and name.
+  // Reads tokenizer.json in `dir`, or where there is none a SentencePiece .model or a tiktoken vocabulary (then also
+  // added_tokens.json and config.json), and, where present, tokenizer_config.json, special_tokens_map.json, chat_template.jinja and
+  // chat_template.json. Anything that is not supported is refused with its place and name.
   static StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& dir);
   static StatusOr<std::unique_ptr<Tokenizer>> Parse(std::string_view tokenizer_json, std::string_view tokenizer_config_json = {});
 
@@ -70,7 +70,9 @@ class Tokenizer {
   friend class IncrementalDetokenizer;
   Tokenizer() = default;
 
-  static StatusOr<std::unique_ptr<Tokenizer>> Make(const nlohmann::json& root, TokenizerConfig config, std::string_view file_name);
+  static StatusOr<std::unique_ptr<Tokenizer>> FromTokenizerJson(std::string_view json, TokenizerConfig config);
+  static StatusOr<std::unique_ptr<Tokenizer>> FromVocabularyFile(std::string_view bytes, std::string_view file_name, TokenizerConfig config);
+  static StatusOr<std::unique_ptr<Tokenizer>> Make(const nlohmann::json& root, TokenizerConfig config, std::string_view file_name, bool gaps_allowed);
   Status ParseAddedTokens(const nlohmann::json& root);
   Status AddToken(const AddedToken& token, std::string_view place);
   Status BuildMatchers();

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <array>
+#include <iterator>
+#include <utility>
 #include <vector>
 
 namespace kvasir {
@@ -92,13 +94,15 @@ size_t AppendLossyUtf8(std::string_view bytes, bool at_end, std::string* out) {
 
 bool IsWhitespace(char32_t code) {
   if (code < 0x80) return code == ' ' || (code >= 0x09 && code <= 0x0D);
-  return code == 0x85 || code == 0xA0 || code == 0x1680 || (code >= 0x2000 && code <= 0x200A) || code == 0x2028 || code == 0x2029 ||
-         code == 0x202F || code == 0x205F || code == 0x3000;
+  return code == 0x85 || code == 0xA0 || code == 0x1680 || (code >= 0x2000 && code <= 0x200A) || code == 0x2028 ||
+         code == 0x2029 || code == 0x202F || code == 0x205F || code == 0x3000;
 }
 
 namespace {
 
-utf8proc_category_t Category(char32_t code) { return utf8proc_category(static_cast<utf8proc_int32_t>(code)); }
+utf8proc_category_t Category(char32_t code) {
+  return utf8proc_category(static_cast<utf8proc_int32_t>(code));
+}
 
 }  // namespace
 
@@ -108,10 +112,24 @@ bool IsNumeric(char32_t code) {
   return c == UTF8PROC_CATEGORY_ND || c == UTF8PROC_CATEGORY_NL || c == UTF8PROC_CATEGORY_NO;
 }
 
+// Punctuation that Unicode 8 did not have: the reference's table is of that age, and models were trained with what it cut.
+constexpr std::pair<char32_t, char32_t> kYoungPunctuation[] = {
+    {0x61D, 0x61D},     {0x9FD, 0x9FD},     {0xA76, 0xA76},     {0xC77, 0xC77},     {0xC84, 0xC84},     {0x1B7D, 0x1B7E},
+    {0x2E43, 0x2E4F},   {0x2E52, 0x2E5D},   {0x10EAD, 0x10EAD}, {0x10F55, 0x10F59}, {0x10F86, 0x10F89}, {0x1144B, 0x1144F},
+    {0x1145A, 0x1145B}, {0x1145D, 0x1145D}, {0x11660, 0x1166C}, {0x116B9, 0x116B9}, {0x1183B, 0x1183B}, {0x11944, 0x11946},
+    {0x119E2, 0x119E2}, {0x11A3F, 0x11A46}, {0x11A9A, 0x11A9C}, {0x11A9E, 0x11AA2}, {0x11B00, 0x11B09}, {0x11C41, 0x11C45},
+    {0x11C70, 0x11C71}, {0x11EF7, 0x11EF8}, {0x11F43, 0x11F4F}, {0x11FFF, 0x11FFF}, {0x12FF1, 0x12FF2}, {0x16E97, 0x16E9A},
+    {0x16FE2, 0x16FE2}, {0x1E95E, 0x1E95F}};
+
 bool IsPunctuation(char32_t code) {
-  if (code < 0x80) return (code >= 33 && code <= 47) || (code >= 58 && code <= 64) || (code >= 91 && code <= 96) || (code >= 123 && code <= 126);
+  if (code < 0x80)
+    return (code >= 33 && code <= 47) || (code >= 58 && code <= 64) || (code >= 91 && code <= 96) || (code >= 123 && code <= 126);
+  if (code == 0x166D || code == 0x111C9) return true;  // no longer punctuation since Unicode 12 and 11
   const auto c = Category(code);
-  return c >= UTF8PROC_CATEGORY_PC && c <= UTF8PROC_CATEGORY_PO;
+  if (c < UTF8PROC_CATEGORY_PC || c > UTF8PROC_CATEGORY_PO) return false;
+  const auto* at = std::lower_bound(std::begin(kYoungPunctuation), std::end(kYoungPunctuation), code,
+                                    [](const auto& range, char32_t wanted) { return range.second < wanted; });
+  return at == std::end(kYoungPunctuation) || code < at->first;
 }
 
 bool IsMark(char32_t code) {
@@ -119,7 +137,9 @@ bool IsMark(char32_t code) {
   return c == UTF8PROC_CATEGORY_MN || c == UTF8PROC_CATEGORY_MC || c == UTF8PROC_CATEGORY_ME;
 }
 
-bool IsNonspacingMark(char32_t code) { return Category(code) == UTF8PROC_CATEGORY_MN; }
+bool IsNonspacingMark(char32_t code) {
+  return Category(code) == UTF8PROC_CATEGORY_MN;
+}
 
 bool IsOther(char32_t code) {
   const auto c = Category(code);
@@ -239,7 +259,9 @@ const ByteAlphabet& Alphabet() {
 
 }  // namespace
 
-char32_t ByteLevelCharacter(uint8_t byte) { return Alphabet().character[byte]; }
+char32_t ByteLevelCharacter(uint8_t byte) {
+  return Alphabet().character[byte];
+}
 
 std::optional<uint8_t> ByteLevelByte(char32_t code) {
   if (code >= Alphabet().byte.size() || Alphabet().byte[code] < 0) return std::nullopt;

@@ -49,7 +49,7 @@ size_t AppendLossyUtf8(std::string_view bytes, bool at_end, std::string* out);
 
 bool IsWhitespace(char32_t code);   // White_Space property
 bool IsNumeric(char32_t code);      // Nd, Nl, No
-bool IsPunctuation(char32_t code);  // P*, and every ASCII punctuation character
+bool IsPunctuation(char32_t code);  // P* of Unicode 8, and every ASCII punctuation character
 bool IsMark(char32_t code);         // Mn, Mc, Me
 bool IsNonspacingMark(char32_t code);  // Mn
 bool IsOther(char32_t code);           // Cc, Cf, Co

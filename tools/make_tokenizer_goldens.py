@@ -258,6 +258,8 @@ def write_sentencepiece(out, samples):
         processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         (out / name).mkdir(exist_ok=True)
         (out / name / "tokenizer.model").write_bytes(model)
+        # A folder with tokenizer code of its own: the one kind for which SentencePiece's own rules hold.
+        (out / name / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["own.Tokenizer", null]}}\n')
         cases = []
         for sample in samples:
             ids = [] if any(s in sample for s in special) else processor.encode(sample)

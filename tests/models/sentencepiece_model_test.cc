@@ -1,5 +1,5 @@
 // Vocabulary files that stand in for tokenizer.json: SentencePiece models and tiktoken vocabularies, whole, cut off and broken.
-// (What whole ones give is compared with the sentencepiece package by tokenizer_golden_test.)
+// (What whole ones give is compared with the sentencepiece package and with transformers by tokenizer_golden_test.)
 #include "models/sentencepiece_model.h"
 
 #include <gmock/gmock.h>
@@ -87,9 +87,30 @@ TEST(SentencePieceModelTest, SpecialTokensAndTheLeadingSpace) {
     EXPECT_TRUE(tokenizer.ok()) << Message(tokenizer.status());
     return tokenizer.ok() ? (*tokenizer)->Encode("a<x>a", true).value_or(Ids{}) : Ids{};
   };
-  EXPECT_EQ(encode(""), (Ids{1, 2, 3, 4, 3}));
-  EXPECT_EQ(encode(R"({"legacy": true})"), (Ids{1, 2, 3, 4, 2, 3}));
-  EXPECT_EQ(encode(R"({"add_bos_token": false})"), (Ids{2, 3, 4, 3}));
+  // Folders with tokenizer code of their own: SentencePiece's rules.
+  EXPECT_EQ(encode(R"({"auto_map": {}})"), (Ids{1, 2, 3, 4, 3}));
+  EXPECT_EQ(encode(R"({"auto_map": {}, "legacy": true})"), (Ids{1, 2, 3, 4, 2, 3}));
+  EXPECT_EQ(encode(R"({"auto_map": {}, "add_bos_token": false})"), (Ids{2, 3, 4, 3}));
+  // The general components put no space before a text, the Llama ones before the first part or before each.
+  EXPECT_EQ(encode(""), (Ids{3, 4, 3}));
+  EXPECT_EQ(encode(R"({"add_bos_token": true})"), (Ids{1, 3, 4, 3}));
+  EXPECT_EQ(encode(R"({"tokenizer_class": "LlamaTokenizer"})"), (Ids{2, 3, 4, 3}));
+  EXPECT_EQ(encode(R"({"tokenizer_class": "LlamaTokenizerFast", "legacy": true})"), (Ids{2, 3, 4, 2, 3}));
+  EXPECT_EQ(encode(R"({"tokenizer_class": "LlamaTokenizer", "add_prefix_space": false})"), (Ids{3, 4, 3}));
+}
+
+TEST(SentencePieceModelTest, RefusesClassesThatItCannotFollow) {
+  const std::string bpe = PieceOf("<unk>", 2) + PieceOf("a", 1) + Field(2, "\x18\x02"),
+                    unigram = PieceOf("<unk>", 2) + PieceOf("a", 1);
+  EXPECT_THAT(LoadError(unigram, "tokenizer.model", R"({"tokenizer_class": "XLMRobertaTokenizer"})"),
+              HasSubstr("XLMRobertaTokenizer rearranges"));
+  EXPECT_THAT(LoadError(unigram, "tokenizer.model", R"({"tokenizer_class": "LlamaTokenizer"})"), HasSubstr("needs a BPE model"));
+  EXPECT_THAT(LoadError(bpe, "tokenizer.model", R"({"tokenizer_class": "T5Tokenizer"})"), HasSubstr("needs a UNIGRAM model"));
+  EXPECT_THAT(LoadError(unigram, "tokenizer.model", R"({"tokenizer_class": "T5Tokenizer"})"),
+              HasSubstr("needs the piece '</s>'"));
+  EXPECT_THAT(LoadError(unigram, "tokenizer.model", R"({"extra_ids": 1000000})"), HasSubstr("extra_ids"));
+  EXPECT_THAT(LoadError(unigram, "tokenizer.model", R"({"added_tokens_decoder": {"9": {"content": "<x>"}}})"),
+              HasSubstr("the vocabulary makes it 2"));
 }
 
 TEST(TiktokenTest, RanksPatternAndSpecialTokens) {
@@ -103,6 +124,7 @@ TEST(TiktokenTest, RanksPatternAndSpecialTokens) {
   EXPECT_EQ((*tokenizer)->Encode("ab ab<|end|>ba", false).value_or(Ids{}), (Ids{3, 4, 9, 1, 0}));
   EXPECT_EQ((*tokenizer)->Decode(Ids{3, 4, 9, 1, 0}, true), "ab abba");
   EXPECT_THAT(LoadError(file, "x.tiktoken"), HasSubstr("names a known family: qwen"));
+  EXPECT_THAT(LoadError(file, "tokenizer.model", R"({"auto_map": {}})"), HasSubstr("names a known family: qwen"));
   EXPECT_THAT(LoadError("YQ== 0\nYQ== 1\n", "gpt2.tiktoken"), HasSubstr("has a rank before"));
   EXPECT_THAT(LoadError("YQ== 0\nYg== 0\n", "gpt2.tiktoken"), HasSubstr("rank 0 is there twice"));
   EXPECT_THAT(LoadError("YQ== x\n", "gpt2.tiktoken"), HasSubstr("line 1: 'x' is not a rank"));

@@ -91,6 +91,30 @@ TEST_P(TokenizerFamilyTest, EqualsReference) {
 
 INSTANTIATE_TEST_SUITE_P(All, TokenizerFamilyTest, testing::ValuesIn(Families()), [](const auto& info) { return info.param; });
 
+// Folders without tokenizer.json, of every shape: the ids of transformers' AutoTokenizer (tools/compare_auto_tokenizer.py --golden).
+TEST(TokenizerFolderTest, EqualsAutoTokenizer) {
+  const fs::path folder = fs::path(testing::TempDir()) / "auto_tokenizer_folder";
+  const auto shapes = ReadJson(DataFolder() / "../auto_tokenizer.json");
+  ASSERT_GT(shapes.size(), 10);
+  for (const auto& shape : shapes) {
+    SCOPED_TRACE(shape["name"].get<std::string>());
+    fs::remove_all(folder);
+    fs::create_directories(folder);
+    fs::copy_file(DataFolder() / shape["model"].get<std::string>() / "tokenizer.model", folder / shape["file"].get<std::string>());
+    for (const auto& [name, content] : shape["files"].items()) std::ofstream(folder / name) << content.dump();
+    const auto tokenizer = LoadOrFail(folder);
+    ASSERT_NE(tokenizer, nullptr);
+    for (const auto& c : shape["cases"]) {
+      SCOPED_TRACE(c["text"].dump());
+      const Ids ids = EncodeOrFail(*tokenizer, c["text"], true);
+      EXPECT_EQ(ids, c["ids"].get<Ids>());
+      EXPECT_EQ(tokenizer->Decode(ids, false), c["decoded"]);
+      EXPECT_EQ(tokenizer->Decode(ids, true), c["skipped"]);
+    }
+  }
+  fs::remove_all(folder);
+}
+
 // Folders below `root` that hold tokenizer.json and `witness`.
 std::vector<fs::path> FoldersWith(const fs::path& root, const char* witness) {
   std::vector<fs::path> folders;

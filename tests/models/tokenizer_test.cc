@@ -145,7 +145,7 @@ TEST(TokenizerTest, ReadsConfig) {
   Json json = Small();
   json["added_tokens"] = Json::array({{{"id", 6}, {"content", "<s>"}, {"special", true}, {"normalized", false}}});
   const auto t = ParseOrFail(json, R"({"bos_token": {"content": "<s>"}, "eos_token": "</s>", "pad_token": null, "model_max_length": 4096,
-    "add_bos_token": true, "add_eos_token": true, "chat_template": [{"name": "default", "template": "A"}, {"name": "tool_use", "template": "B"}],
+    "chat_template": [{"name": "default", "template": "A"}, {"name": "tool_use", "template": "B"}],
     "added_tokens_decoder": {"6": {"content": "<s>", "special": true, "normalized": false}, "7": {"content": "</s>", "special": true}}})");
   ASSERT_NE(t, nullptr);
   EXPECT_EQ(t->bos_id(), 6);
@@ -155,11 +155,11 @@ TEST(TokenizerTest, ReadsConfig) {
   EXPECT_EQ(t->model_max_length(), 4096);
   EXPECT_EQ(t->chat_templates().at("default"), "A");
   EXPECT_EQ(t->chat_templates().at("tool_use"), "B");
-  EXPECT_TRUE(t->adds_bos());
+  EXPECT_FALSE(t->adds_bos());
   EXPECT_TRUE(t->IsSpecial(7));
   EXPECT_FALSE(t->IsSpecial(0));
   EXPECT_EQ(t->vocab_size(), 8);
-  EXPECT_EQ(Encode(*t, "ab</s>c", true), (Ids{6, 3, 7, 2, 7}));
+  EXPECT_EQ(Encode(*t, "ab</s>c", true), (Ids{3, 7, 2}));
   EXPECT_EQ(Encode(*t, "ab", false), (Ids{3}));
   EXPECT_EQ(t->Decode(Ids{6, 3, 7}, true), "ab");
   EXPECT_EQ(t->Decode(Ids{6, 3, 7}, false), "<s>ab</s>");
@@ -167,14 +167,15 @@ TEST(TokenizerTest, ReadsConfig) {
   EXPECT_EQ(ParseOrFail(json, R"({"model_max_length": 1000000000000000019884624838656})")->model_max_length(), std::nullopt);
 }
 
-TEST(TokenizerTest, ConfigMayTurnTheTemplateOff) {
+TEST(TokenizerTest, PostProcessorDecidesAloneAsInTransformers5) {
   Json json = Small();
   json["added_tokens"] = Json::array({{{"id", 6}, {"content", "<s>"}, {"special", true}, {"normalized", false}}});
   json["post_processor"] = Json::parse(R"({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}},
     {"Sequence": {"id": "A", "type_id": 0}}], "pair": [], "special_tokens": {"<s>": {"id": "<s>", "ids": [6], "tokens": ["<s>"]}}})");
   EXPECT_EQ(Encode(*ParseOrFail(json, R"({"bos_token": "<s>"})"), "a", true), (Ids{6, 0}));
   EXPECT_EQ(Encode(*ParseOrFail(json, R"({"bos_token": "<s>", "add_bos_token": true})"), "a", true), (Ids{6, 0}));
-  EXPECT_EQ(Encode(*ParseOrFail(json, R"({"bos_token": "<s>", "add_bos_token": false})"), "a", true), (Ids{0}));
+  EXPECT_EQ(Encode(*ParseOrFail(json, R"({"bos_token": "<s>", "add_bos_token": false})"), "a", true), (Ids{6, 0}));
+  EXPECT_EQ(Encode(*ParseOrFail(json, R"({"eos_token": "<s>", "add_eos_token": true})"), "a", true), (Ids{6, 0}));
 }
 
 TEST(TokenizerTest, LoadsFolderWithTemplateFile) {
@@ -267,9 +268,24 @@ TEST(TextRegexTest, TranslatesWhatDiffersBetweenTheEngines) {
   EXPECT_EQ(*TranslateOniguruma("[]a]"), "[\\]a]");
   for (const char* bad : {"[a[b]]", "[a&&b]", "(*UTF)", "(?#x)", "a)", "\\", "[\\W]", "\\u12"}) EXPECT_FALSE(TranslateOniguruma(bad).ok()) << bad;
   std::vector<Span> spans;
+  // Oniguruma's \w takes superscripts and fractions of Latin-1, but [\w] does not.
+  ASSERT_TRUE(TextRegex::Compile(R"(\w)")->Cut("\u00b2", &spans).ok());
+  EXPECT_TRUE(spans[0].is_match);
+  ASSERT_TRUE(TextRegex::Compile(R"([\w])")->Cut("\u00b2", &spans).ok());
+  EXPECT_FALSE(spans[0].is_match);
   ASSERT_TRUE(TextRegex::Compile(R"(\s+)")->Cut("a\u180eb\u0085c", &spans).ok());  // U+180E is no white space, U+0085 is
   ASSERT_EQ(spans.size(), 3);
   EXPECT_EQ(spans[1].begin, 5);
+}
+
+TEST(UnicodeTest, PunctuationIsThatOfTheReference) {
+  for (const char32_t c : {U'!', U'_', U'\u3002', U'\u166d', U'\u2e42', U'\u2e50', U'\u2e51', U'\U000111c9'}) {
+    const bool symbol_or_young = c == U'\u2e50' || c == U'\u2e51';  // So
+    EXPECT_EQ(IsPunctuation(c), !symbol_or_young) << static_cast<uint32_t>(c);
+  }
+  for (const char32_t c : {U'a', U'\u061d', U'\u09fd', U'\u2e43', U'\u2e4f', U'\u2e5d', U'\U0001e95f'}) {
+    EXPECT_FALSE(IsPunctuation(c)) << static_cast<uint32_t>(c);
+  }
 }
 
 TEST(UnicodeTest, NormalFormsAndLossyDecoding) {
