@@ -6,7 +6,7 @@ namespace kvasir {
 
 void CallLoop::Push(std::shared_ptr<Call> call, TokenEvent&& event) {
   std::lock_guard lock(mutex_);
-  events_.emplace_back(std::move(call), std::move(event));
+  if (!closed_) events_.emplace_back(std::move(call), std::move(event));
 }
 
 void CallLoop::Wake() {
@@ -16,6 +16,13 @@ void CallLoop::Wake() {
     woken_ = true;
   }
   post_([self = shared_from_this()] { self->Deliver(); });
+}
+
+void CallLoop::Close() {
+  std::vector<std::pair<std::shared_ptr<Call>, TokenEvent>> dropped;  // outside of the lock: calls may end with them
+  std::lock_guard lock(mutex_);
+  closed_ = true;
+  dropped.swap(events_);
 }
 
 void CallLoop::Deliver() {
@@ -55,6 +62,7 @@ LoopThread::~LoopThread() {
   }
   queue_->changed.notify_one();
   thread_.join();
+  loop_->Close();
 }
 
 void LoopThread::Run(Queue& queue) {

@@ -27,6 +27,9 @@ class CallLoop : public std::enable_shared_from_this<CallLoop> {
   // Engine thread (or a worker): queues an event; nobody is woken yet.
   void Push(std::shared_ptr<Call> call, TokenEvent&& event);
   void Wake();
+  // The loop's thread is gone: drops what waits and what still comes. A call holds its loop, so an event left in the queue would
+  // keep both for ever.
+  void Close();
 
  private:
   void Deliver();  // on the loop's thread
@@ -35,6 +38,7 @@ class CallLoop : public std::enable_shared_from_this<CallLoop> {
   std::mutex mutex_;
   std::vector<std::pair<std::shared_ptr<Call>, TokenEvent>> events_ ABSL_GUARDED_BY(mutex_);
   bool woken_ ABSL_GUARDED_BY(mutex_) = false;
+  bool closed_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<std::pair<std::shared_ptr<Call>, TokenEvent>> delivering_;  // loop thread only; keeps its capacity
 };
 

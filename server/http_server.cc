@@ -205,6 +205,7 @@ void HttpServer::Stop(int64_t timeout_millis) {
     for (std::thread& thread : state.threads) thread.join();
     state.threads.clear();
   }
+  for (auto& thread : state.io) thread->loop->Close();
   state.acceptor.reset();
   for (auto& thread : state.io) thread->context.reset();  // destroys what still waits there, while the rest is alive
 }
