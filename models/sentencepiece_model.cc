@@ -152,7 +152,7 @@ Json Precompiled(const SpModel& model) {
 
 // "\u2581" to a space, byte tokens to bytes, and at the start up to `stripped` spaces away.
 Json Decoder(bool bytes, int stripped) {
-  Json parts = {Replace("\u2581", " ")};
+  Json parts = Json::array({Replace("\u2581", " ")});  // of one element: compilers disagree about what braces alone would make
   if (bytes) {
     parts.push_back({{"type", "ByteFallback"}});
     parts.push_back({{"type", "Fuse"}});
@@ -279,7 +279,7 @@ StatusOr<Json> General(const SpModel& model, TokenizerConfig* config) {
   if (model.bos.id >= 0) SetRole(&config->bos_token, model.bos.piece);
   if (model.eos.id >= 0) SetRole(&config->eos_token, model.eos.piece);
   if (model.unk.id >= 0) SetRole(&config->unk_token, model.unk.piece);
-  Json normalizers = {Replace(" ", "\u2581")};
+  Json normalizers = Json::array({Replace(" ", "\u2581")});
   if (!model.charsmap.empty()) normalizers.insert(normalizers.begin(), Precompiled(model));
   Json inner = UnigramJson(model, Rules::kGeneral, model.unk.id, 0);
   if (model.type == 2) {

