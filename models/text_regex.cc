@@ -218,9 +218,13 @@ class Translator {
       ++i_;
       return;
     }
-    out_.append(in_, i_, end + 1 - i_);
+    const std::string_view interval = in_.substr(i_, end + 1 - i_);
     i_ = end + 1;
-    if (i_ < in_.size() && in_[i_] == '+') {
+    const bool repeated = i_ < in_.size() && in_[i_] == '+';
+    // Repeated once to m times, again and again, is once or more; written so it needs no stack for a long run.
+    if (repeated && (interval == "{1}" || interval.starts_with("{1,"))) return;
+    out_ += interval;
+    if (repeated) {
       out_.insert(atom_, "(?:");
       out_ += ')';
     }

@@ -260,7 +260,8 @@ TEST(TokenizerTest, ThreadsShareOneTokenizer) {
 }
 
 TEST(TextRegexTest, TranslatesWhatDiffersBetweenTheEngines) {
-  EXPECT_EQ(*TranslateOniguruma(R"(\p{N}{1,3}+|x)"), R"((?:\p{N}{1,3})+|x)");
+  EXPECT_EQ(*TranslateOniguruma(R"(\p{N}{2,3}+|x)"), R"((?:\p{N}{2,3})+|x)");
+  EXPECT_EQ(*TranslateOniguruma(R"(\p{N}{1,3}+|x{1}+|[ab]{1,}+|x{1}?)"), R"(\p{N}+|x+|[ab]+|x{1}?)");
   EXPECT_EQ(*TranslateOniguruma(R"((?:ab){2}+)"), R"((?:(?:ab){2})+)");
   EXPECT_EQ(*TranslateOniguruma(R"([a-z]{2,}?)"), R"([a-z]{2,}?)");
   EXPECT_EQ(*TranslateOniguruma(R"((?m:.)\h)"), R"((?s:.)[0-9a-fA-F])");
