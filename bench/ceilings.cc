@@ -80,6 +80,17 @@ __attribute__((target("avx512f,avx512bf16"))) double Dot512(int64_t rounds) {
   return double(rounds) * 16 * 64;
 }
 
+#define KVASIR_DOTINT8(n) "vpdpbusd %%zmm30, %%zmm31, %%zmm" #n "\n"
+__attribute__((target("avx512f,avx512vnni"))) double DotInt8(int64_t rounds) {
+  int64_t left = rounds;
+  asm volatile(KVASIR_X16(KVASIR_ZERO) "vpxord %%zmm30, %%zmm30, %%zmm30\nvpxord %%zmm31, %%zmm31, %%zmm31\n"
+               "1:\n" KVASIR_X16(KVASIR_DOTINT8) "dec %0\njnz 1b\n"
+               : "+r"(left)
+               :
+               : KVASIR_X16(KVASIR_CLOBBER) "xmm30", "xmm31", "cc");
+  return double(rounds) * 16 * 128;
+}
+
 #define KVASIR_X12(op) op(0) op(1) op(2) op(3) op(4) op(5) op(6) op(7) op(8) op(9) op(10) op(11)
 #define KVASIR_ZERO256(n) "vxorps %%ymm" #n ", %%ymm" #n ", %%ymm" #n "\n"
 #define KVASIR_FMA256(n) "vfmadd231ps %%ymm14, %%ymm15, %%ymm" #n "\n"
@@ -143,7 +154,10 @@ Ceilings MeasureCeilings(ThreadTeam& team, const CeilingOptions& options) {
   } else if (KernelsFor("avx2") != nullptr) {
     ceilings.fma_f32_gflops = BestRate(team, options.seconds, Fma256) / 1e9;
   }
-  if (KernelsFor("avx512_bf16") != nullptr) ceilings.dot_bf16_gflops = BestRate(team, options.seconds, Dot512) / 1e9;
+  if (KernelsFor("avx512_bf16") != nullptr) {
+    ceilings.dot_bf16_gflops = BestRate(team, options.seconds, Dot512) / 1e9;
+    ceilings.dot_int8_gops = BestRate(team, options.seconds, DotInt8) / 1e9;
+  }
 #endif
   return ceilings;
 }
@@ -152,6 +166,7 @@ std::string ToString(const Ceilings& c) {
   std::string text = fmt::format("{} thread{}: read {:.1f} GB/s", c.threads, c.threads == 1 ? "" : "s", c.stream_read_gbs);
   if (c.fma_f32_gflops > 0) text += fmt::format(", fp32 {:.0f} GFLOP/s", c.fma_f32_gflops);
   if (c.dot_bf16_gflops > 0) text += fmt::format(", bf16 {:.0f} GFLOP/s", c.dot_bf16_gflops);
+  if (c.dot_int8_gops > 0) text += fmt::format(", int8 {:.0f} GOP/s", c.dot_int8_gops);
   return text;
 }
 

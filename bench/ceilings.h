@@ -16,6 +16,7 @@ struct Ceilings {
   double fma_f32_gflops =
       0;  // widest fused multiply-add the machine has (AVX-512, AVX2 or FMA), 2 operations each; 0 = not measured
   double dot_bf16_gflops = 0;  // vdpbf16ps, 4 operations per lane; 0 = the machine has none
+  double dot_int8_gops = 0;    // vpdpbusd, 8 operations per lane; 0 = the machine has none
 };
 
 struct CeilingOptions {

@@ -66,22 +66,27 @@ StatusOr<Timing> RunBatch(Runtime& runtime, const BenchOptions& options, int64_t
   return timing;
 }
 
+// Operations per second of the instruction that the weights' format is computed with.
+double PeakOperations(const Runtime& runtime, const Ceilings& machine) {
+  const bool bf16 = runtime.model->config().dtype == DType::kBF16;
+  if (runtime.model->quantization() && machine.dot_int8_gops > 0) return machine.dot_int8_gops * 1e9;
+  return (bf16 && machine.dot_bf16_gflops > 0 ? machine.dot_bf16_gflops : machine.fma_f32_gflops) * 1e9;
+}
+
 // The least time one decode step may take: all weights that a token needs and all KV are read once, or all products are done.
 double DecodeFloorSeconds(const Runtime& runtime, const Ceilings& machine, int64_t batch, double context) {
   const ModelConfig& c = runtime.model->config();
   const double embedding = double(c.vocab_size * c.hidden_size);
   // The input embedding is read by rows; the output head is read whole, tied or not.
   const double read_weights = double(c.parameter_count()) - (c.tie_word_embeddings ? 0 : embedding);
-  const double element = double(SizeOf(c.dtype));
-  double bytes = read_weights * element;
+  double bytes = double(runtime.model->linear_bytes());
   for (const KvGroup& group : runtime.kv_groups) {
     const double tokens = group.window > 0 ? std::min(context, double(group.window)) : context;
     const bool state = group.layout.state_floats > 0;  // read and written
     bytes += double(batch) * (state ? 2 * double(group.layout.block_bytes()) : tokens * double(group.layout.token_bytes()));
   }
   const double flops = 2 * read_weights * double(batch);
-  const double peak = c.dtype == DType::kBF16 && machine.dot_bf16_gflops > 0 ? machine.dot_bf16_gflops : machine.fma_f32_gflops;
-  return std::max(bytes / (machine.stream_read_gbs * 1e9), flops / (peak * 1e9));
+  return std::max(bytes / (machine.stream_read_gbs * 1e9), flops / PeakOperations(runtime, machine));
 }
 
 double PrefillFloorSeconds(const Runtime& runtime, const Ceilings& machine, int64_t tokens, int64_t prompt) {
@@ -89,8 +94,7 @@ double PrefillFloorSeconds(const Runtime& runtime, const Ceilings& machine, int6
   const double body = double(c.parameter_count()) - double(c.vocab_size * c.hidden_size) * (c.tie_word_embeddings ? 1 : 2);
   const double attention =
       2.0 * double(prompt) * c.num_q_heads * c.head_dim * c.num_layers;  // causal: half of 4 T Hq d per token
-  const double peak = c.dtype == DType::kBF16 && machine.dot_bf16_gflops > 0 ? machine.dot_bf16_gflops : machine.fma_f32_gflops;
-  return double(tokens) * (2 * body + attention) / (peak * 1e9);
+  return double(tokens) * (2 * body + attention) / PeakOperations(runtime, machine);
 }
 
 Status BenchModel(const BenchOptions& options) {
@@ -104,6 +108,7 @@ Status BenchModel(const BenchOptions& options) {
   PrintResult({"", "stream read", machine.stream_read_gbs, "GB/s"}, options.json);
   PrintResult({"", "fp32 FMA", machine.fma_f32_gflops, "GFLOP/s"}, options.json);
   if (machine.dot_bf16_gflops > 0) PrintResult({"", "bf16 dot", machine.dot_bf16_gflops, "GFLOP/s"}, options.json);
+  if (machine.dot_int8_gops > 0) PrintResult({"", "int8 dot", machine.dot_int8_gops, "GOP/s"}, options.json);
   for (const int64_t batch : options.batches) {
     if (options.prompt_tokens + options.decode_tokens + 1 > runtime->max_model_len) {
       return InvalidArgument("--prompt-tokens {} and --decode-tokens {} are longer than the model's context of {}",

@@ -154,8 +154,9 @@ class Device {
   virtual Status Synchronize() = 0;  // waits; an error here means the device is lost and nothing computed since is to be used
 
   // --- weights ----------------------------------------------------------------------------------------------------
-  // Packs the matrices, one under another (same cols), as one linear weight; values are converted to `dtype`.
-  virtual StatusOr<Weight> PackLinear(std::span<const HostMatrix> parts, DType dtype) = 0;
+  // Packs the matrices, one under another (same cols), as one linear weight; values are converted to `dtype`, and then
+  // quantised where a format is given.
+  virtual StatusOr<Weight> PackLinear(std::span<const HostMatrix> parts, DType dtype, QuantFormat quant = {}) = 0;
   virtual StatusOr<Weight> PackEmbedding(const HostMatrix& table, DType dtype) = 0;  // row-gather layout
   virtual StatusOr<Weight> PackVector(
       std::span<const HostMatrix> parts) = 0;  // norm weights and biases, as float32, concatenated
@@ -177,7 +178,7 @@ class Device {
   virtual void RotateSlices(float* data, int rows, const Slices& slices, std::span<const int32_t> positions,
                             const RopeTable& rope) = 0;
   // out[i, :] = in[i, :] * weight^T (+ bias).   in [rows, weight.cols], out [rows, weight.rows]. With a bfloat16 weight the
-  // inputs are rounded to bfloat16 first; products and sums are float32.
+  // inputs are rounded to bfloat16 first; products and sums are float32. Quantised weights: see quant.h.
   virtual void Linear(const float* in, int rows, const Weight& weight, const Weight* bias, float* out) = 0;
   // qkv [rows, (Hq + 2 Hkv) * head_dim] = per row q heads, k heads, v heads. Rotates q (written to q_out [rows, Hq * head_dim])
   // and k by positions[row], and stores k and v of each slice's rows at its last num_rows slots of every (layer, head).

@@ -96,7 +96,7 @@ class ReferenceDevice final : public Device {
   void CopyOnDevice(void* dst, const void* src, size_t bytes) override { std::memmove(dst, src, bytes); }
   Status Synchronize() override { return OkStatus(); }
 
-  StatusOr<Weight> PackLinear(std::span<const HostMatrix> parts, DType dtype) override {
+  StatusOr<Weight> PackLinear(std::span<const HostMatrix> parts, DType dtype, QuantFormat quant) override {
     if (parts.empty()) return InvalidArgument("a linear weight needs at least one matrix");
     int64_t rows = 0;
     for (const HostMatrix& part : parts) {
@@ -106,10 +106,11 @@ class ReferenceDevice final : public Device {
       }
       rows += part.rows;
     }
+    if (quant) return PackQuantised(parts, dtype, rows, quant);
     return Pack(parts, dtype, rows, parts[0].cols);
   }
 
-  StatusOr<Weight> PackEmbedding(const HostMatrix& table, DType dtype) override { return PackLinear({&table, 1}, dtype); }
+  StatusOr<Weight> PackEmbedding(const HostMatrix& table, DType dtype) override { return PackLinear({&table, 1}, dtype, {}); }
 
   StatusOr<Weight> PackVector(std::span<const HostMatrix> parts) override {
     int64_t size = 0;
@@ -333,9 +334,41 @@ class ReferenceDevice final : public Device {
     return Weight{dtype, rows, cols, packed};
   }
 
-  // A row of a linear layer; with a bfloat16 weight the input is rounded first.
+  // Keeps what the codes stand for, as float32.
+  StatusOr<Weight> PackQuantised(std::span<const HostMatrix> parts, DType dtype, int64_t rows, QuantFormat quant) {
+    const int64_t cols = parts[0].cols, size = quant.GroupSize(cols);
+    KVASIR_ASSIGN_OR_RETURN(const Weight rounded, Pack(parts, dtype, rows, cols));
+    KVASIR_ASSIGN_OR_RETURN(Weight weight, Pack(parts, DType::kF32, rows, cols));
+    weight.quant = quant;
+    std::vector<float> values(static_cast<size_t>(size));
+    std::vector<int8_t> codes(values.size());
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t first = 0; first < cols; first += size) {
+        const int64_t count = std::min(size, cols - first), at = i * cols + first;
+        for (int64_t j = 0; j < count; ++j) values[j] = LoadElement(rounded.packed, dtype, at + j);
+        const QuantGroup group = QuantizeGroup(quant.kind, values.data(), count, codes.data());
+        const double scale = F16ToF32(group.scale), low = F16ToF32(group.low);
+        for (int64_t j = 0; j < count; ++j) StoreElement(weight.packed, DType::kF32, at + j, float(scale * codes[j] + low));
+      }
+    }
+    Free(rounded.packed);
+    return weight;
+  }
+
+  // A row of a linear layer; with a bfloat16 weight the input is rounded first, with a quantised one it is quantised.
   static void LinearRow(const float* in, const Weight& weight, const Weight* bias, float* out) {
-    const bool round = weight.dtype == DType::kBF16;
+    std::vector<float> rounded;
+    if (weight.quant) {
+      rounded.resize(weight.cols);
+      int8_t codes[kQuantBlock];
+      for (int64_t k = 0; k < weight.cols; k += kQuantBlock) {
+        const int count = int(std::min<int64_t>(kQuantBlock, weight.cols - k));
+        const float scale = QuantizeBlock(in + k, count, codes);
+        for (int j = 0; j < count; ++j) rounded[k + j] = scale * float(codes[j]);
+      }
+      in = rounded.data();
+    }
+    const bool round = weight.dtype == DType::kBF16 && !weight.quant;
     for (int64_t j = 0; j < weight.rows; ++j) {
       double sum = bias != nullptr ? LoadElement(bias->packed, bias->dtype, j) : 0;
       for (int64_t k = 0; k < weight.cols; ++k) {

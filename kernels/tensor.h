@@ -7,11 +7,15 @@
 #include <string>
 #include <string_view>
 
+#include "kernels/quant.h"
+
 namespace kvasir {
 
 enum class DType : uint8_t { kF32, kF16, kBF16 };
 
-constexpr size_t SizeOf(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
+constexpr size_t SizeOf(DType dtype) {
+  return dtype == DType::kF32 ? 4 : 2;
+}
 std::string_view Name(DType dtype);  // "float32", "float16", "bfloat16"
 
 // A row-major matrix in host memory, for example a mapped safetensors file; data is not owned and may be unaligned.
@@ -30,6 +34,7 @@ struct Weight {
   int64_t rows = 0;           // out_features, or vocabulary size, or 1 for a vector
   int64_t cols = 0;           // in_features, or hidden size
   void* packed = nullptr;     // device memory; the meaning belongs to the device
+  QuantFormat quant;          // of a linear weight; when set, dtype is what was quantised
 };
 
 // Conversions with round-to-nearest-even; the definition every kernel must agree with.

@@ -23,6 +23,7 @@ struct ForwardInput {
 
 struct LoadOptions {
   std::optional<DType> dtype;  // nullopt = as stored ("auto")
+  QuantFormat quantization;    // of linear weights, at load
   int max_step_tokens = 512;   // rows the activations are sized for
   int max_logits_rows = 64;    // rows of logits computed at a time
   // Longest text that will be served; 0 = max_position_embeddings. Positions at or beyond it are refused. With dynamic NTK
@@ -44,6 +45,8 @@ class Model {
   virtual std::vector<KvGroup> kv_groups(int block_tokens, std::optional<DType> kv_dtype) const = 0;
   virtual std::string fingerprint() const = 0;  // of weights and numerics: cached KV is valid only under the same one
   virtual size_t weight_bytes() const = 0;
+  virtual size_t linear_bytes() const = 0;  // of these, in linear weights: all but embeddings and vectors
+  virtual QuantFormat quantization() const = 0;
   virtual int64_t max_model_len() const = 0;  // positions are below this
 
   // Computes the final hidden state of every row and appends the KV of its tokens. May return before the device is done; an input

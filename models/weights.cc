@@ -8,16 +8,23 @@
 namespace kvasir {
 namespace {
 
-Status PackGroup(const PartGroup& group, const std::byte* data, DType dtype, Device* device) {
+// int4 costs the head more than it saves: every token is chosen there.
+QuantFormat FormatOfHead(QuantFormat format) {
+  return format.kind == QuantFormat::Kind::kInt4 ? QuantFormat{QuantFormat::Kind::kInt8, 0} : format;
+}
+
+Status PackGroup(const PartGroup& group, const std::byte* data, const ModelWeights& weights, Device* device) {
   std::vector<HostMatrix> parts;
   for (const Part& part : group.parts) parts.push_back({data + part.offset, part.dtype, part.out_rows, part.out_cols, part.name});
-  if (group.float32) dtype = DType::kF32;
+  const QuantFormat quant = group.float32 ? QuantFormat()
+                            : group.head  ? FormatOfHead(weights.quantization)
+                                          : weights.quantization;
   const auto pack = [&]() -> StatusOr<Weight> {
     switch (group.kind) {
       case PartGroup::Kind::kEmbedding:
-        return device->PackEmbedding(parts[0], dtype);
+        return device->PackEmbedding(parts[0], weights.dtype);
       case PartGroup::Kind::kLinear:
-        return device->PackLinear(parts, dtype);
+        return device->PackLinear(parts, group.float32 ? DType::kF32 : weights.dtype, quant);
       case PartGroup::Kind::kVector:
         return device->PackVector(parts);
     }
@@ -25,7 +32,7 @@ Status PackGroup(const PartGroup& group, const std::byte* data, DType dtype, Dev
   };
   KVASIR_ASSIGN_OR_RETURN(*group.packed, pack());
   if (group.also_linear != nullptr) {
-    KVASIR_ASSIGN_OR_RETURN(*group.also_linear, device->PackLinear(parts, dtype));
+    KVASIR_ASSIGN_OR_RETURN(*group.also_linear, device->PackLinear(parts, weights.dtype, FormatOfHead(weights.quantization)));
   }
   return OkStatus();
 }
@@ -35,7 +42,15 @@ std::string Hex(const XXH128_hash_t& hash) {
 }
 
 size_t PackedBytes(const Weight& weight) {
+  if (weight.quant) return weight.quant.Bytes(weight.rows, weight.cols);
   return static_cast<size_t>(weight.rows) * weight.cols * SizeOf(weight.dtype);
+}
+
+void CountBytes(const PartGroup& group, ModelWeights* weights) {
+  const size_t linear = group.also_linear != nullptr ? PackedBytes(*group.also_linear) : 0;
+  const size_t packed = PackedBytes(*group.packed);
+  weights->bytes += packed + linear;
+  weights->linear_bytes += linear + (group.kind == PartGroup::Kind::kLinear ? packed : 0);
 }
 
 }  // namespace
@@ -49,6 +64,7 @@ StatusOr<ModelWeights> LoadWeights(const Checkpoint& checkpoint, const std::stri
   std::vector<PartGroup>& groups = plan.groups();
   const DType stored = *groups[0].parts[0].place.tensor->type->usable;
   weights.dtype = options.dtype.value_or(stored);
+  weights.quantization = options.quantization;
 
   size_t total = 0, done = 0;
   for (const PartGroup& group : groups) total += group.bytes;
@@ -58,13 +74,13 @@ StatusOr<ModelWeights> LoadWeights(const Checkpoint& checkpoint, const std::stri
     const PartGroup& group = groups[i];
     StatusOr<const std::byte*> data = reader.Wait(i);
     if (!data.ok()) return AtPlace(dir, data.status());
-    if (const Status status = PackGroup(group, *data, weights.dtype, device); !status.ok())
+    if (const Status status = PackGroup(group, *data, weights, device); !status.ok())
       return AtPlace(fmt::format("{}: packing '{}'", dir, group.parts[0].name), status);
     reader.Release(i);
     for (const Part& part : group.parts)
       identity += fmt::format("{} {} {} {} {}\n", part.name, part.place.tensor->type->name, part.place.tensor->ShapeText(),
                               part.first_row, Hex(part.hash));
-    weights.bytes += PackedBytes(*group.packed) + (group.also_linear != nullptr ? PackedBytes(*group.also_linear) : 0);
+    CountBytes(group, &weights);
     done += group.bytes;
     if (options.progress)
       options.progress(static_cast<double>(done) / static_cast<double>(std::max<size_t>(total, 1)), group.parts[0].name);

@@ -86,12 +86,15 @@ struct ModelWeights {
   Weight lm_head;                   // [vocab, hidden], as a linear weight; the embedding once more when tied
   std::vector<LayerWeights> layers;
   DType dtype = DType::kF32;
-  size_t bytes = 0;  // as packed: elements x type, padding of the device not counted
+  QuantFormat quantization;  // of linear weights, but for routers and for the head, which has int8 where the others have int4
+  size_t bytes = 0;          // as packed, padding of the device not counted
+  size_t linear_bytes = 0;   // of these, in linear weights
   std::string hash;  // XXH3-128 over names, shapes, types and all bytes, in hex
 };
 
 struct WeightsOptions {
   std::optional<DType> dtype;  // nullopt = that of the stored embedding
+  QuantFormat quantization;    // applied to linear weights
   std::function<void(double fraction, std::string_view what)> progress;
 };
 

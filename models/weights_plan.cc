@@ -39,7 +39,7 @@ void WeightsPlan::Build(ModelWeights* weights) {
   for (int i = 0; i < config_.num_layers; ++i) AddLayer(i, &weights->layers[i]);
   AddNorm(fmt::format("{}{}", root_, names_.final_norm), &weights->final_norm);
   if (!config_.tie_word_embeddings)
-    AddLinear(&weights->lm_head, {Matrix(std::string(names_.lm_head), config_.vocab_size, hidden)});
+    AddLinear(&weights->lm_head, {Matrix(std::string(names_.lm_head), config_.vocab_size, hidden)}).head = true;
 }
 
 Status WeightsPlan::Check(const std::string& dir) const {
@@ -89,8 +89,9 @@ void WeightsPlan::AddVector(Weight* packed, std::vector<Part> parts) {
   AddGroup({.kind = Kind::kVector, .parts = std::move(parts), .packed = packed});
 }
 
-void WeightsPlan::AddLinear(Weight* packed, std::vector<Part> parts, bool float32) {
+PartGroup& WeightsPlan::AddLinear(Weight* packed, std::vector<Part> parts, bool float32) {
   AddGroup({.kind = Kind::kLinear, .parts = std::move(parts), .packed = packed, .float32 = float32});
+  return groups_.back();
 }
 
 void WeightsPlan::AddNorm(const std::string& name, NormWeights* norm) {

@@ -41,7 +41,8 @@ struct PartGroup {
   std::vector<Part> parts;
   Weight* packed = nullptr;
   Weight* also_linear = nullptr;  // tied output weights
-  bool float32 = false;           // packed as float32 whatever the model's type (routers)
+  bool float32 = false;           // packed as float32 whatever the model's type, and never quantised (routers)
+  bool head = false;              // the output head: what decides between tokens is quantised less
   size_t bytes = 0;
 };
 
@@ -59,7 +60,7 @@ class WeightsPlan {
   Part Vector(std::string name, int64_t size, Rearrange rearrange = {}) const;
   Part RowsOf(std::string name, std::vector<uint64_t> shape, int64_t first_row, int64_t rows, Rearrange rearrange = {}) const;
   void AddVector(Weight* packed, std::vector<Part> parts);
-  void AddLinear(Weight* packed, std::vector<Part> parts, bool float32 = false);
+  PartGroup& AddLinear(Weight* packed, std::vector<Part> parts, bool float32 = false);
   void AddNorm(const std::string& name, NormWeights* norm);
   void AddLayer(int layer, LayerWeights* weights);
   void AddAttention(const std::string& prefix, bool own_kv, AttentionWeights* attention);

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <numeric>
 
+#include "kernels/quant.h"
 #include "server/cli_config_file.h"
 
 namespace kvasir {
@@ -23,6 +24,15 @@ CLI::Validator Size() {
         return std::string();
       },
       "N[k|m|g]", "size");
+}
+
+CLI::Validator Quantization() {
+  return CLI::Validator(
+      [](std::string& text) {
+        const auto format = ParseQuantFormat(text);
+        return format.ok() ? std::string() : Message(format.status());
+      },
+      "FORMAT", "quantization");
 }
 
 CLI::Option* Env(CLI::Option* option) {
@@ -50,6 +60,11 @@ void AddModelOptions(CLI::App& app, EngineOptions& o) {
       ->group("Model");
   const auto dtypes = CLI::IsMember(kDTypes);
   Env(app.add_option("--dtype", o.dtype, "Weights; auto = as stored"))->check(dtypes)->capture_default_str()->group("Model");
+  Env(app.add_option("--quantization,-q", o.quantization,
+                     "Quantise weights at load: int8, int4, or with a group: int8:channel, int8:32|64|128, int4:32|64|128"))
+      ->check(Quantization())
+      ->capture_default_str()
+      ->group("Model");
   Env(app.add_option("--max-model-len,--ctx-size,-c", o.max_model_len, "Longest prompt + answer; 0 = the model's own"))
       ->transform(Size())
       ->capture_default_str()

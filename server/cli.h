@@ -22,6 +22,7 @@ struct EngineOptions {
   std::string device = "auto";          // auto | cpu | reference | cuda
   int threads = 0;                      // 0 = all the process may use
   std::string dtype = "auto";           // auto | float32 | float16 | bfloat16
+  std::string quantization = "none";    // see ParseQuantFormat
   std::string kv_cache_dtype = "auto";  // auto | float32 | float16 | bfloat16
   int64_t max_model_len = 0;            // 0 = the model's own
   int64_t max_num_batched_tokens = 512;

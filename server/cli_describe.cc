@@ -14,6 +14,7 @@ std::string DescribeOptions(const ServeOptions& o) {
   line("device", e.device);
   line("threads", e.threads);
   line("dtype", e.dtype);
+  line("quantization", e.quantization);
   line("kv-cache-dtype", e.kv_cache_dtype);
   line("max-model-len", e.max_model_len);
   line("max-num-batched-tokens", e.max_num_batched_tokens);

@@ -164,6 +164,7 @@ StatusOr<std::unique_ptr<Runtime>> Runtime::Create(const EngineOptions& options,
 
   LoadOptions load;
   load.dtype = ParseDType(options.dtype);
+  KVASIR_ASSIGN_OR_RETURN(load.quantization, ParseQuantFormat(options.quantization));
   load.max_step_tokens = int(options.max_num_batched_tokens);
   load.progress = std::move(progress);
   load.max_model_len = options.max_model_len;
@@ -211,11 +212,12 @@ std::string Runtime::Describe() const {
   const ModelConfig& config = model->config();
   const KvArenaPlan& plan = cache->plan();
   std::string text = fmt::format(
-      "{}: {:.1f}M parameters, {} layers, hidden {}, {} query / {} KV heads of {}, vocabulary {}; weights {}\n"
+      "{}: {:.1f}M parameters, {} layers, hidden {}, {} query / {} KV heads of {}, vocabulary {}; weights {}, {}\n"
       "device: {}\n"
       "KV cache: {} in {} blocks of {} tokens",
       config.architecture, double(config.parameter_count()) / 1e6, config.num_layers, config.hidden_size, config.num_q_heads,
-      config.num_kv_heads, config.head_dim, config.vocab_size, FormatBytes(double(model->weight_bytes())), device->Info().name,
+      config.num_kv_heads, config.head_dim, config.vocab_size, FormatBytes(double(model->weight_bytes())),
+      model->quantization() ? Name(model->quantization()) : std::string(Name(config.dtype)), device->Info().name,
       FormatBytes(double(num_blocks) * double(plan.extent_bytes)), num_blocks, kv_layout.block_tokens);
   if (kv_groups.size() == 1 && kv_groups[0].window == 0) {
     return text + fmt::format(" = {} tokens ({} per token, {}); longest request {} tokens", pool_tokens,

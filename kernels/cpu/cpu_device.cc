@@ -57,9 +57,9 @@ Status CpuDevice::Synchronize() {
   return OkStatus();
 }
 
-StatusOr<Weight> CpuDevice::PackLinear(std::span<const HostMatrix> parts, DType dtype) {
+StatusOr<Weight> CpuDevice::PackLinear(std::span<const HostMatrix> parts, DType dtype, QuantFormat quant) {
   if (parts.empty()) return InvalidArgument("a linear weight needs at least one matrix");
-  Weight weight{dtype, 0, parts[0].cols, nullptr};
+  Weight weight{dtype, 0, parts[0].cols, nullptr, quant};
   for (const HostMatrix& part : parts) {
     KVASIR_RETURN_IF_ERROR(CheckMatrix(part, kMaxElements / 2 - weight.rows * weight.cols));
     if (part.cols != weight.cols) {
@@ -68,9 +68,9 @@ StatusOr<Weight> CpuDevice::PackLinear(std::span<const HostMatrix> parts, DType 
     }
     weight.rows += part.rows;
   }
-  const size_t bytes = size_t(PanelsOf(weight.rows)) * size_t(PanelBytes(weight.cols, dtype));
+  const size_t bytes = size_t(PanelsOf(weight.rows)) * size_t(PanelBytes(weight.cols, dtype, quant));
   KVASIR_ASSIGN_OR_RETURN(weight.packed, memory_.Allocate(bytes, parts[0].name, /*huge_pages=*/true));
-  PackPanels(team_, parts, dtype, weight.packed);
+  PackPanels(team_, parts, dtype, quant, weight.packed);
   return weight;
 }
 

@@ -29,7 +29,7 @@ class CpuDevice final : public Device {
   void CopyOnDevice(void* dst, const void* src, size_t bytes) override;
   Status Synchronize() override;
 
-  StatusOr<Weight> PackLinear(std::span<const HostMatrix> parts, DType dtype) override;
+  StatusOr<Weight> PackLinear(std::span<const HostMatrix> parts, DType dtype, QuantFormat quant) override;
   StatusOr<Weight> PackEmbedding(const HostMatrix& table, DType dtype) override;
   StatusOr<Weight> PackVector(std::span<const HostMatrix> parts) override;
 

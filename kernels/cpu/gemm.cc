@@ -21,7 +21,8 @@ int64_t PaddedStride(int64_t bytes) {
 
 // Rows at a power-of-two distance would fight for one cache set while a tile reads them side by side.
 bool MustCopy(const LinearJob& job) {
-  return job.weight->dtype == DType::kBF16 || (job.rows > 4 && job.in_stride * int64_t{sizeof(float)} % 1024 == 0);
+  return job.weight->quant || job.weight->dtype == DType::kBF16 ||
+         (job.rows > 4 && job.in_stride * int64_t{sizeof(float)} % 1024 == 0);
 }
 
 // The job that item `item` belongs to, when the items of all jobs are numbered one job after another. A job without items begins
@@ -34,7 +35,39 @@ size_t JobOf(std::span<const GemmScratch::Plan> plans, int64_t item) {
   return size_t(after - plans.begin()) - 1;
 }
 
-// Rounds or copies the activations of the jobs that want it.
+// Most rows of a tile of this weight.
+int MaxRows(const GemmKernels& kernels, const Weight& weight) {
+  return weight.quant ? kernels.quant->max_rows : kernels.max_rows;
+}
+
+// One tile: `rows` rows of activations at `a` and one panel.
+void RunTile(const GemmKernels& kernels, const Weight& weight, const std::byte* a, int64_t a_stride, int rows,
+             const std::byte* panel, const float* bias, float* out, int64_t out_stride, int columns) {
+  const int64_t k = weight.cols;
+  if (weight.quant) {
+    const auto tile = weight.quant.kind == QuantFormat::Kind::kInt8 ? kernels.quant->int8 : kernels.quant->int4;
+    const int64_t blocks = (k + kQuantBlock - 1) / kQuantBlock, group_blocks = weight.quant.GroupSize(k) / kQuantBlock;
+    return tile(a, rows, panel, blocks, group_blocks, bias, out, out_stride, columns);
+  }
+  const auto tile = weight.dtype == DType::kF32 ? kernels.f32 : weight.dtype == DType::kF16 ? kernels.f16 : kernels.bf16;
+  tile(a, a_stride, rows, panel, k, bias, out, out_stride, columns);
+}
+
+// Quantises one row of a job to its place in its strip (quant_kernels.h).
+void QuantizeRow(const QuantKernels& kernels, const LinearJob& job, const GemmScratch::Plan& plan, const float* from, int64_t row,
+                 std::byte* to) {
+  const int64_t k = job.weight->cols, blocks = (k + kQuantBlock - 1) / kQuantBlock;
+  const int64_t tile = PartOf(job.rows, plan.tiles, row), first = PartBegin(job.rows, plan.tiles, tile);
+  const int64_t height = PartBegin(job.rows, plan.tiles, tile + 1) - first;
+  const int64_t strips = (height + kernels.strip_rows - 1) / kernels.strip_rows, strip = PartOf(height, strips, row - first);
+  const int64_t strip_first = PartBegin(height, strips, strip), inside = row - first - strip_first;
+  const int64_t strip_rows = PartBegin(height, strips, strip + 1) - strip_first;
+  auto* block = reinterpret_cast<QuantBlock*>(to + (first + strip_first) * plan.a_stride);
+  auto* sums = reinterpret_cast<float*>(block + blocks * strip_rows);
+  kernels.quantize_row(from, k, job.weight->quant.GroupSize(k) / kQuantBlock, strip_rows, block + inside, sums + inside);
+}
+
+// Rounds, quantises or copies the activations of the jobs that want it.
 void Prepare(const GemmKernels& kernels, ThreadTeam& team, GemmScratch& scratch, std::span<const LinearJob> jobs) {
   std::span<GemmScratch::Plan> plans = scratch.plans;
   size_t bytes = 0;
@@ -51,9 +84,10 @@ void Prepare(const GemmKernels& kernels, ThreadTeam& team, GemmScratch& scratch,
       continue;
     }
     const bool round = job.weight->dtype == DType::kBF16;
-    plan.a_stride = PaddedStride(round ? (k + 1) / 2 * 2 * kernels.bf16_bytes : k * int64_t{sizeof(float)});
+    plan.a_stride = job.weight->quant ? QuantRowBytes(k, job.weight->quant)
+                                      : PaddedStride(round ? (k + 1) / 2 * 2 * kernels.bf16_bytes : k * int64_t{sizeof(float)});
     plan.a_offset = bytes;
-    bytes += size_t(job.rows * plan.a_stride);
+    bytes += size_t(job.rows * plan.a_stride + 63) / 64 * 64;
     rows += job.rows;
     widest = std::max(widest, k);
   }
@@ -69,25 +103,15 @@ void Prepare(const GemmKernels& kernels, ThreadTeam& team, GemmScratch& scratch,
       const GemmScratch::Plan& plan = plans[i];
       const float* from = job.in + (row - plan.first_row) * job.in_stride;
       std::byte* to = data + plan.a_offset + (row - plan.first_row) * plan.a_stride;
-      if (job.weight->dtype == DType::kBF16) {
+      if (job.weight->quant) {
+        QuantizeRow(*kernels.quant, job, plan, from, row - plan.first_row, data + plan.a_offset);
+      } else if (job.weight->dtype == DType::kBF16) {
         kernels.round_bf16(from, job.weight->cols, to);
       } else {
         std::memcpy(to, from, size_t(job.weight->cols) * sizeof(float));
       }
     }
   });
-}
-
-GemmKernels::Tile TileOf(const GemmKernels& kernels, DType dtype) {
-  switch (dtype) {
-    case DType::kF32:
-      return kernels.f32;
-    case DType::kF16:
-      return kernels.f16;
-    case DType::kBF16:
-      return kernels.bf16;
-  }
-  return nullptr;
 }
 
 }  // namespace
@@ -109,6 +133,10 @@ std::byte* GemmScratch::Reserve(size_t bytes) {
 void PanelLinears(const GemmKernels& kernels, ThreadTeam& team, GemmScratch& scratch, std::span<const LinearJob> jobs) {
   std::vector<GemmScratch::Plan>& plans = scratch.plans;
   plans.assign(jobs.size(), {});
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    const int most = MaxRows(kernels, *jobs[i].weight);
+    plans[i].tiles = (jobs[i].rows + most - 1) / most;
+  }
   Prepare(kernels, team, scratch, jobs);
 
   // Rows are cut into tiles of nearly equal height. One piece of work is a panel and a run of tiles: all of them, unless there
@@ -121,7 +149,6 @@ void PanelLinears(const GemmKernels& kernels, ThreadTeam& team, GemmScratch& scr
   if (work == 0) return;
   const int64_t wanted = int64_t{kPiecesPerThread} * team.size();
   for (size_t i = 0; i < jobs.size(); ++i) {
-    plans[i].tiles = (jobs[i].rows + kernels.max_rows - 1) / kernels.max_rows;
     plans[i].runs = std::min(team.size() == 1 ? 1 : (wanted + panels - 1) / panels, plans[i].tiles);
     plans[i].first_piece = pieces;
     pieces += PanelsOf(jobs[i].weight->rows) * plans[i].runs;
@@ -132,16 +159,18 @@ void PanelLinears(const GemmKernels& kernels, ThreadTeam& team, GemmScratch& scr
       const size_t i = JobOf<&GemmScratch::Plan::first_piece>(plans, piece);
       const LinearJob& job = jobs[i];
       const GemmScratch::Plan& plan = plans[i];
-      const int64_t k = job.weight->cols, panel = (piece - plan.first_piece) / plan.runs,
-                    run = (piece - plan.first_piece) % plan.runs, column = panel * kPanelColumns;
-      const auto* packed = static_cast<const std::byte*>(job.weight->packed) + panel * PanelBytes(k, job.weight->dtype);
-      const int columns = int(std::min<int64_t>(kPanelColumns, job.weight->rows - column));
-      const GemmKernels::Tile tile = TileOf(kernels, job.weight->dtype);
+      const Weight& weight = *job.weight;
+      const int64_t panel = (piece - plan.first_piece) / plan.runs, run = (piece - plan.first_piece) % plan.runs,
+                    column = panel * kPanelColumns;
+      const auto* packed =
+          static_cast<const std::byte*>(weight.packed) + panel * PanelBytes(weight.cols, weight.dtype, weight.quant);
+      const int columns = int(std::min<int64_t>(kPanelColumns, weight.rows - column));
       const int64_t tile_end = plan.tiles * (run + 1) / plan.runs;
       for (int64_t t = plan.tiles * run / plan.runs; t < tile_end; ++t) {
-        const int64_t row = job.rows * t / plan.tiles, row_end = job.rows * (t + 1) / plan.tiles;
-        tile(plan.a + row * plan.a_stride, plan.a_stride, int(row_end - row), packed, k,
-             job.bias != nullptr ? job.bias + column : nullptr, job.out + row * job.out_stride + column, job.out_stride, columns);
+        const int64_t row = PartBegin(job.rows, plan.tiles, t), row_end = PartBegin(job.rows, plan.tiles, t + 1);
+        RunTile(kernels, weight, plan.a + row * plan.a_stride, plan.a_stride, int(row_end - row), packed,
+                job.bias != nullptr ? job.bias + column : nullptr, job.out + row * job.out_stride + column, job.out_stride,
+                columns);
       }
     }
   });

@@ -222,6 +222,7 @@ void RoundBF16(const float* __restrict in, int64_t k, void* __restrict out) {
 
 }  // namespace
 
+extern const QuantKernels kQuantKernels;
 extern const GemmKernels kGemmKernels;
 const GemmKernels kGemmKernels = {
     .max_rows = kMaxRows,
@@ -234,6 +235,7 @@ const GemmKernels kGemmKernels = {
 #else
     .bf16_bytes = 4,
 #endif
+    .quant = &kQuantKernels,
 };
 
 }  // namespace kvasir::KVASIR_ISA

@@ -13,9 +13,9 @@
 
 #include <stdint.h>
 
-namespace kvasir {
+#include "kernels/cpu/quant_kernels.h"
 
-constexpr int kPanelColumns = 32;
+namespace kvasir {
 
 struct GemmKernels {
   // out[r * out_stride + j] = sum over k of a[r][k] * panel[k][j] (+ bias[j]) for r < rows <= max_rows and j < columns <= 32.
@@ -30,6 +30,7 @@ struct GemmKernels {
   // k.
   void (*round_bf16)(const float* in, int64_t k, void* out) = nullptr;
   int bf16_bytes = 0;  // of one rounded activation: 2 (bfloat16) or 4 (its value as float32)
+  const QuantKernels* quant = nullptr;
 };
 
 }  // namespace kvasir

@@ -34,12 +34,22 @@ KVASIR_DECLARE_TABLES(portable)
 KVASIR_DECLARE_TABLES(avx2)
 KVASIR_DECLARE_TABLES(avx512)
 KVASIR_DECLARE_TABLES(avx512_bf16)
+namespace avx512_vnni {
+extern const QuantKernels kQuantKernels;
+}
 #endif
 
 namespace {
 
 #if defined(__x86_64__)
-enum Level { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
+enum Level { kPortable, kAvx2, kAvx512, kAvx512Vnni, kAvx512Bf16 };
+
+// What VNNI adds to AVX-512.
+const GemmKernels kVnniGemmKernels = [] {
+  GemmKernels kernels = avx512::kGemmKernels;
+  kernels.quant = &avx512_vnni::kQuantKernels;
+  return kernels;
+}();
 
 uint64_t EnabledState() {  // XCR0: what the operating system saves at a context switch
   uint32_t low, high;
@@ -58,11 +68,16 @@ Level DetectLevel() {
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b >> 5 & 1)) return kPortable;
   const bool f = b >> 16 & 1, dq = b >> 17 & 1, bw = b >> 30 & 1, vl = b >> 31 & 1;
   if (!f || !dq || !bw || !vl || (state & kZmmState) != kZmmState) return kAvx2;
-  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return kAvx512;
+  if (!(c >> 11 & 1)) return kAvx512;
+  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return kAvx512Vnni;
   return kAvx512Bf16;
 }
 
-constexpr CpuKernels kTables[] = {KVASIR_TABLES(portable), KVASIR_TABLES(avx2), KVASIR_TABLES(avx512),
+constexpr CpuKernels kTables[] = {KVASIR_TABLES(portable),
+                                  KVASIR_TABLES(avx2),
+                                  KVASIR_TABLES(avx512),
+                                  {"avx512_vnni", &kVnniGemmKernels, &avx512::kAttentionKernels, &avx512::kDeltaKernels,
+                                   &avx512::kFusedKernels, &avx512::kSampleKernels},
                                   KVASIR_TABLES(avx512_bf16)};
 #else
 enum Level { kPortable };

@@ -1,7 +1,8 @@
 // Which instruction set the CPU kernels use, and the table of kernels for each.
 //
 // Kernel sources (those listed in KVASIR_ISA_SOURCES of kernels/CMakeLists.txt) are compiled once for every ISA, with that
-// ISA's compiler flags and with KVASIR_ISA defined to its namespace: avx512_bf16, avx512, avx2, portable. Such a file
+// ISA's compiler flags and with KVASIR_ISA defined to its namespace: avx512_bf16, avx512, avx2, portable (avx512_vnni has quantised
+// Linear of its own and shares the rest with avx512). Such a file
 //  * puts everything in `namespace kvasir::KVASIR_ISA` (helpers in an unnamed namespace within),
 //  * branches with the compiler's own macros (__AVX512BF16__, __AVX512F__, __AVX2__),
 //  * includes nothing that defines inline functions or templates (no <vector>, <string>, <algorithm>): the linker keeps one
@@ -23,7 +24,7 @@ struct FusedKernels;      // kernels/cpu/fused_kernels.h
 struct SampleKernels;     // kernels/cpu/sample_kernels.h
 
 struct CpuKernels {
-  const char* name = nullptr;  // "avx512_bf16", "avx512", "avx2", "portable"
+  const char* name = nullptr;  // "avx512_bf16", "avx512_vnni", "avx512", "avx2", "portable"
   const GemmKernels* gemm = nullptr;
   const AttentionKernels* attention = nullptr;
   const DeltaKernels* delta = nullptr;

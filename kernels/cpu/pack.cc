@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <vector>
 
 #include "kernels/cpu/gemm_kernels.h"
 #include "kernels/status.h"
@@ -96,26 +97,82 @@ void PackPanel(std::span<const HostMatrix> parts, int64_t first_row, int columns
   }
 }
 
+// Codes of column `column`, from input `first` on, to their places in the group's blocks.
+void ScatterCodes(QuantFormat::Kind kind, const int8_t* codes, int64_t count, int column, std::byte* blocks) {
+  auto* to = reinterpret_cast<uint8_t*>(blocks);
+  for (int64_t i = 0; i < count; ++i) {
+    if (kind == QuantFormat::Kind::kInt8) {
+      to[(i / 4 * kPanelColumns + column) * 4 + i % 4] = uint8_t(codes[i] + 128);
+    } else {
+      constexpr int kHalf = kPanelColumns / 2;
+      to[(i / 4 * kHalf + column % kHalf) * 4 + i % 4] |= uint8_t(column < kHalf ? codes[i] : codes[i] << 4);
+    }
+  }
+}
+
+void PackQuantPanel(std::span<const HostMatrix> parts, int64_t first_row, int columns, int64_t k, DType dtype, QuantFormat quant,
+                    std::byte* panel) {
+  const int64_t size = quant.GroupSize(k);
+  const bool low = quant.kind == QuantFormat::Kind::kInt4;
+  std::vector<float> values(static_cast<size_t>(size));
+  std::vector<int8_t> codes(static_cast<size_t>(size));
+  for (int64_t first = 0; first < k; first += size) {
+    const int64_t count = std::min(size, k - first), blocks = (count + kQuantBlock - 1) / kQuantBlock;
+    auto* scales = reinterpret_cast<uint16_t*>(panel);
+    std::byte* const data = panel + (low ? 4 : 2) * kPanelColumns;
+    for (int j = 0; j < columns; ++j) {
+      const RowSource row = FindRow(parts, first_row + j);
+      for (int64_t i = 0; i < count; i += kChunk) {
+        const std::byte* at = row.data + (first + i) * int64_t(SizeOf(row.dtype));
+        const int64_t n = std::min<int64_t>(kChunk, count - i);
+        alignas(64) std::byte chunk[kChunk * sizeof(float)];
+        ConvertChunk(at, row.dtype, n, dtype, chunk);
+        ConvertChunk(chunk, dtype, n, DType::kF32, values.data() + i);
+      }
+      const QuantGroup group = QuantizeGroup(quant.kind, values.data(), count, codes.data());
+      scales[j] = group.scale;
+      if (low) scales[kPanelColumns + j] = group.low;
+      ScatterCodes(quant.kind, codes.data(), count, j, data);
+    }
+    panel = data + blocks * kQuantBlock * kPanelColumns / (low ? 2 : 1);
+  }
+}
+
 }  // namespace
 
 int64_t PanelsOf(int64_t rows) {
   return (rows + kPanelColumns - 1) / kPanelColumns;
 }
 
-int64_t PanelBytes(int64_t cols, DType dtype) {
+int64_t PanelBytes(int64_t cols, DType dtype, QuantFormat quant) {
+  if (quant) {
+    const bool low = quant.kind == QuantFormat::Kind::kInt4;
+    const int64_t blocks = (cols + kQuantBlock - 1) / kQuantBlock;
+    return quant.Groups(cols) * (low ? 4 : 2) * kPanelColumns + blocks * kQuantBlock * kPanelColumns / (low ? 2 : 1);
+  }
   const int64_t padded = dtype == DType::kBF16 ? (cols + 1) / 2 * 2 : cols;
   return padded * kPanelColumns * int64_t(SizeOf(dtype));
 }
 
-void PackPanels(ThreadTeam& team, std::span<const HostMatrix> parts, DType dtype, void* dst) {
+int64_t QuantRowBytes(int64_t cols, QuantFormat quant) {
+  const int64_t blocks = (cols + kQuantBlock - 1) / kQuantBlock;
+  return blocks * int64_t{sizeof(QuantBlock)} + quant.Groups(cols) * int64_t{sizeof(float)};
+}
+
+void PackPanels(ThreadTeam& team, std::span<const HostMatrix> parts, DType dtype, QuantFormat quant, void* dst) {
   int64_t rows = 0;
   for (const HostMatrix& part : parts) rows += part.rows;
-  const int64_t k = parts[0].cols, bytes = PanelBytes(k, dtype);
+  const int64_t k = parts[0].cols, bytes = PanelBytes(k, dtype, quant);
   team.ParallelFor(PanelsOf(rows), 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t panel = begin; panel < end; ++panel) {
       const int64_t first = panel * kPanelColumns;
-      PackPanel(parts, first, int(std::min<int64_t>(kPanelColumns, rows - first)), k, dtype,
-                static_cast<std::byte*>(dst) + panel * bytes);
+      const int columns = int(std::min<int64_t>(kPanelColumns, rows - first));
+      std::byte* const to = static_cast<std::byte*>(dst) + panel * bytes;
+      if (quant) {
+        PackQuantPanel(parts, first, columns, k, dtype, quant, to);
+      } else {
+        PackPanel(parts, first, columns, k, dtype, to);
+      }
     }
   });
 }

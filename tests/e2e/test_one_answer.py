@@ -57,15 +57,19 @@ VARIANTS = {
 }
 
 
+@pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
 @pytest.mark.parametrize("name", FOLDERS)
-def test_one_answer(name):
+def test_one_answer(name, quantization):
     folder = FOLDERS[name]
     requests = make_requests(folder)
-    with Server(folder, "--no-enable-prefix-caching", "--threads", 2) as server:
+    common = ["--quantization", quantization]
+    with Server(folder, "--no-enable-prefix-caching", "--threads", 2, *common) as server:
         alone = ask_all(server, requests, 1)
     for variant, (flags, parallel) in VARIANTS.items():
+        if quantization != "none" and variant not in ("all at once", "chunks of 7", "constant preemption", "one thread"):
+            continue
         flags = flags if "--threads" in flags else [*flags, "--threads", 2]
-        with Server(folder, *flags) as server:
+        with Server(folder, *flags, *common) as server:
             for temperature in ("cold", "warm"):
                 answers = ask_all(server, requests, parallel)
                 different = [i for i, (a, b) in enumerate(zip(alone, answers)) if a != b]

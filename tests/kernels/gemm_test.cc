@@ -46,11 +46,11 @@ struct Packed {
 
 Packed Pack(ThreadTeam& team, const std::vector<float>& values, int64_t n, int64_t k, DType dtype) {
   Packed packed;
-  const size_t bytes = size_t(PanelsOf(n) * PanelBytes(k, dtype));
+  const size_t bytes = size_t(PanelsOf(n) * PanelBytes(k, dtype, {}));
   packed.memory.assign(bytes + 64, std::byte{0});
   void* at = packed.memory.data() + (64 - reinterpret_cast<uintptr_t>(packed.memory.data()) % 64);
   const HostMatrix matrix{values.data(), DType::kF32, n, k, "w"};
-  PackPanels(team, {&matrix, 1}, dtype, at);
+  PackPanels(team, {&matrix, 1}, dtype, {}, at);
   packed.weight = {dtype, n, k, at};
   return packed;
 }

@@ -137,6 +137,34 @@ TEST_P(OnDevice, TrainedModelsMatchTheirGoldens) {
   EXPECT_GT(models, 0) << SharedModels();
 }
 
+// What quantisation costs a trained model, beside its golden perplexity.
+double MeanNll(const Loaded& loaded, const std::vector<int32_t>& ids) {
+  SequenceRunner runner(loaded.model.get(), loaded.device.get(), static_cast<int>(ids.size()));
+  const auto logits = runner.Run(ids, 64);
+  double nll = 0;
+  for (size_t i = 1; i < ids.size(); ++i) nll += Nll(logits[i - 1], ids[i]);
+  return nll / static_cast<double>(ids.size() - 1);
+}
+
+TEST(TrainedModels, QuantisedAreNearlyAsGood) {
+  if (!stdfs::is_directory(SharedModels())) GTEST_SKIP() << "no models at " << SharedModels() << "; set KVASIR_TEST_MODELS";
+  for (const auto& entry : stdfs::directory_iterator(SharedModels())) {
+    if (!stdfs::exists(entry.path() / "golden.json")) continue;
+    const json golden = json::parse(Slurp(entry.path() / "golden.json"));
+    const std::vector<int32_t> ids = golden["perplexity"]["ids"];
+    const double full = golden["perplexity"]["mean_nll"];
+    for (const auto& [format, most] :
+         {std::pair{"int8", 0.01}, {"int8:32", 0.01}, {"int4:32", 0.1}, {"int4", 0.15}, {"int4:128", 0.25}}) {
+      Loaded loaded;
+      ASSERT_NO_FATAL_FAILURE(LoadOrFail(entry.path(), CpuIsaNames()[0], {.quantization = *ParseQuantFormat(format)}, &loaded));
+      const double loss = MeanNll(loaded, ids) - full;
+      std::printf("%s %s: mean NLL %+.4f over %.4f, perplexity %+.2f %%\n", entry.path().filename().c_str(), format, loss, full,
+                  100 * (std::exp(loss) - 1));
+      EXPECT_LT(loss, most) << entry.path() << " " << format;
+    }
+  }
+}
+
 // One golden variant: the prompt object itself, or its "fixed" member.
 void CheckTinyPrompt(Loaded& loaded, const json& prompt, const json& golden, double logit_tolerance, bool check_greedy) {
   const std::vector<int32_t> ids = prompt["prompt_ids"];
@@ -197,6 +225,38 @@ std::vector<std::string> Checkpoints() {
 TEST_P(OnDevice, SmallCheckpointsMatchTransformers) {
   EXPECT_GE(Checkpoints().size(), 9u);
   for (const std::string& dir : Checkpoints()) CheckCheckpoint(dir, GetParam());
+}
+
+// Quantised weights mean the same on every device. A rounding difference before an activation is quantised can move its code by
+// one, so logits agree within what that does, not within rounding.
+TEST_P(OnDevice, QuantisedCheckpointsAgreeWithTheReference) {
+  if (GetParam() == "reference") GTEST_SKIP() << "the reference itself";
+  const std::vector<std::string> formats = {"int8", "int4", "int8:32", "int4:128", "int8:64", "int4:32"};
+  for (size_t i = 0; const std::string& dir : Checkpoints()) {
+    const LoadOptions options = {
+        .dtype = DType::kF32, .quantization = *ParseQuantFormat(formats[i++ % formats.size()]), .max_model_len = 128};
+    SCOPED_TRACE(dir + " " + Name(options.quantization));
+    const json golden = json::parse(Slurp(dir + "/golden.json"));
+    const std::vector<int32_t> ids = golden["prompts"][2]["prompt_ids"];
+    Loaded reference, loaded;
+    ASSERT_NO_FATAL_FAILURE(LoadOrFail(dir, "reference", options, &reference));
+    ASSERT_NO_FATAL_FAILURE(LoadOrFail(dir, GetParam(), options, &loaded));
+    EXPECT_LT(loaded.model->weight_bytes(), loaded.model->config().parameter_count() * 4);
+    SequenceRunner expected(reference.model.get(), reference.device.get(), static_cast<int>(ids.size()));
+    SequenceRunner runner(loaded.model.get(), loaded.device.get(), static_cast<int>(ids.size()));
+    const auto want = expected.Run(ids, ids.size()), got = runner.Run(ids, 7);
+    double worst = 0, squares = 0, count = 0;
+    for (size_t row = 0; row < want.size(); ++row) {
+      const auto [low, high] = std::minmax_element(want[row].begin(), want[row].end());
+      for (size_t j = 0; j < want[row].size(); ++j) {
+        const double difference = std::abs(got[row][j] - want[row][j]) / (*high - *low);
+        worst = std::max(worst, difference);
+        squares += difference * difference, ++count;
+      }
+    }
+    EXPECT_LT(worst, 0.05);
+    EXPECT_LT(std::sqrt(squares / count), 0.005);
+  }
 }
 
 // Both spellings of config.json are the same model.

@@ -52,18 +52,28 @@ struct Answer : TokenSink {
 };
 using Answers = std::vector<std::shared_ptr<Answer>>;
 
-class ModelEngine : public testing::TestWithParam<std::string> {
+struct Case {
+  std::string folder, quantization;
+};
+void PrintTo(const Case& c, std::ostream* out) {
+  *out << c.folder << " " << c.quantization;
+}
+
+class ModelEngine : public testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
-    std::ifstream file(GetParam() + "/golden.json");
+    const std::string& folder = GetParam().folder;
+    std::ifstream file(folder + "/golden.json");
     std::stringstream text;
     text << file.rdbuf();
     const json golden = json::parse(text.str());
     // Where the rotation depends on the longest text served, the goldens of that meaning are called "fixed".
-    const bool dynamic = GetParam().ends_with("llama-rope-dynamic");
+    const bool dynamic = folder.ends_with("llama-rope-dynamic");
     const bool fixed = dynamic || golden.contains("context_switch");
     device_ = *MakeCpuDevice({.threads = 2});
-    auto model = Model::Load(GetParam(), device_.get(), {.dtype = DType::kF32, .max_model_len = fixed ? 256 : 0});
+    auto model = Model::Load(
+        folder, device_.get(),
+        {.dtype = DType::kF32, .quantization = *ParseQuantFormat(GetParam().quantization), .max_model_len = fixed ? 256 : 0});
     ASSERT_TRUE(model.ok()) << model.status();
     model_ = std::move(*model);
     for (const json& prompt : golden["prompts"]) {
@@ -154,6 +164,10 @@ TEST_P(ModelEngine, OneAnswer) {
     alone.push_back(Submit(prompt));
     RunAll();
   }
+  // Quantised, a model is another one than that of the goldens; its answers still agree with each other.
+  if (GetParam().quantization != "none") {
+    for (size_t i = 0; i < prompts_.size(); ++i) expected_[i] = alone[i]->tokens;
+  }
   ExpectSame(alone, alone, "alone");
   ExpectSame(Together(), alone, "the last one cached, the others cold");
 
@@ -191,8 +205,17 @@ TEST_P(ModelEngine, OneAnswer) {
   FAIL() << "no pool held the third request";
 }
 
-INSTANTIATE_TEST_SUITE_P(Checkpoints, ModelEngine, testing::ValuesIn(Checkpoints()), [](const auto& info) {
-  std::string name = stdfs::path(info.param).filename();
+std::vector<Case> Cases() {
+  std::vector<Case> cases;
+  for (const std::string& folder : Checkpoints()) cases.push_back({folder, "none"});
+  const std::vector<std::string> formats = {"int8", "int4", "int8:32", "int4:32"};
+  for (size_t i = 0; const std::string& folder : Checkpoints()) cases.push_back({folder, formats[i++ % formats.size()]});
+  return cases;
+}
+
+INSTANTIATE_TEST_SUITE_P(Checkpoints, ModelEngine, testing::ValuesIn(Cases()), [](const auto& info) {
+  std::string name = stdfs::path(info.param.folder).filename();
+  if (info.param.quantization != "none") name += "_" + info.param.quantization;
   std::replace_if(
       name.begin(), name.end(), [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); }, '_');
   return name;
