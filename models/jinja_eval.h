@@ -85,6 +85,7 @@ class Evaluator {
   // Runs a body and gives what it wrote; nothing when a jump left it.
   StatusOr<Flow> ExecCaptured(const Body& body, const FramePtr& frame, Value* text);
   StatusOr<Flow> ExecWith(const Stmt& stmt, const FramePtr& frame);
+  StatusOr<Flow> ExecBlockText(const Stmt& stmt, const FramePtr& frame, Value* text);
   StatusOr<Flow> ExecSetBlock(const Stmt& stmt, const FramePtr& frame);
   StatusOr<Flow> ExecFilterBlock(const Stmt& stmt, const FramePtr& frame);
   Status ExecCallBlock(const Stmt& stmt, const FramePtr& frame);

@@ -279,27 +279,30 @@ StatusOr<Evaluator::Flow> Evaluator::ExecCaptured(const Body& body, const FrameP
   return flow;
 }
 
-StatusOr<Evaluator::Flow> Evaluator::ExecSetBlock(const Stmt& stmt, const FramePtr& frame) {
+// The text of a block's body, through its filter if it has one.
+StatusOr<Evaluator::Flow> Evaluator::ExecBlockText(const Stmt& stmt, const FramePtr& frame, Value* text) {
   const FramePtr inner = Enter(stmt.scope, frame);
   FrameScope guard(inner);
+  KVASIR_ASSIGN_OR_RETURN(const Flow flow, ExecCaptured(stmt.body, inner, text));
+  if (flow == Flow::kNext && stmt.expr) {
+    KVASIR_ASSIGN_OR_RETURN(*text, EvalFilter(*stmt.expr, inner, text));
+  }
+  return flow;
+}
+
+StatusOr<Evaluator::Flow> Evaluator::ExecSetBlock(const Stmt& stmt, const FramePtr& frame) {
   Value v;
-  KVASIR_ASSIGN_OR_RETURN(const Flow flow, ExecCaptured(stmt.body, inner, &v));
+  KVASIR_ASSIGN_OR_RETURN(const Flow flow, ExecBlockText(stmt, frame, &v));
   if (flow != Flow::kNext) return flow;
   KVASIR_RETURN_IF_ERROR(CheckNamespaces(*stmt.target, frame));
-  if (stmt.expr) {
-    KVASIR_ASSIGN_OR_RETURN(v, EvalFilter(*stmt.expr, inner, &v));
-  }
   KVASIR_RETURN_IF_ERROR(Assign(*stmt.target, v, frame));
   return Flow::kNext;
 }
 
 StatusOr<Evaluator::Flow> Evaluator::ExecFilterBlock(const Stmt& stmt, const FramePtr& frame) {
-  const FramePtr inner = Enter(stmt.scope, frame);
-  FrameScope guard(inner);
   Value v;
-  KVASIR_ASSIGN_OR_RETURN(const Flow flow, ExecCaptured(stmt.body, inner, &v));
+  KVASIR_ASSIGN_OR_RETURN(const Flow flow, ExecBlockText(stmt, frame, &v));
   if (flow != Flow::kNext) return flow;
-  KVASIR_ASSIGN_OR_RETURN(v, EvalFilter(*stmt.expr, inner, &v));
   if (!v.is_string()) return InvalidArgument("a filter block must give text, but '{}' gave {}", stmt.expr->text, TypeName(v));
   KVASIR_RETURN_IF_ERROR(Write(v.text()));
   return Flow::kNext;

@@ -334,7 +334,8 @@ StatusOr<Value> RoundFilter(Evaluator&, const Value& v, Bound& args) {
         digits >= 0 ? std::pow(10.0, static_cast<double>(digits)) : 1 / std::pow(10.0, static_cast<double>(-digits));
     const double scaled = d * unit;
     if (!std::isfinite(scaled)) return InvalidArgument("cannot convert float infinity or NaN to integer");
-    return Value::Float((method == "ceil" ? std::ceil(scaled) : std::floor(scaled)) / unit);
+    const double whole = method == "ceil" ? std::ceil(scaled) : std::floor(scaled);
+    return Value::Float((whole + 0.0) / unit);  // + 0.0: Python goes through an int, which has no -0
   }
   if (v.is_integral()) return digits >= 0 ? StatusOr<Value>(Value::Integer(v.int_value())) : RoundInteger(v.int_value(), -digits);
   if (!std::isfinite(d) || digits > 320) return v;

@@ -122,8 +122,12 @@ class Parser : public ExprParser {
     const Status status = BlockBody({"endfor", "else"}, "for", stmt->line, &stmt->body);
     breakable_--;
     KVASIR_RETURN_IF_ERROR(status);
-    if (Advance().text == "else") return WholeBody("endfor", "for", stmt->line, &stmt->else_body);
-    return OkStatus();
+    if (Advance().text != "else") return OkStatus();
+    // Jinja2 makes a function of a recursive loop, so its else cannot break out of a loop around it.
+    const int breakable = std::exchange(breakable_, stmt->recursive ? 0 : breakable_);
+    const Status ended = WholeBody("endfor", "for", stmt->line, &stmt->else_body);
+    breakable_ = breakable;
+    return ended;
   }
 
   Status If(int line, Body* body) {
