@@ -225,11 +225,14 @@ class PercentFormatter {
       at_++;
       KVASIR_ASSIGN_OR_RETURN(const Value v, Next());
       if (!v.is_integral()) return InvalidArgument("* wants int");
-      *number = std::clamp<Int>(v.int_value(), -kMaxWidth, kMaxWidth);
-      return OkStatus();
+      *number = std::clamp<Int>(v.int_value(), -kMaxWidth - 1, kMaxWidth + 1);
+    } else {
+      *number = 0;
+      while (Peek() >= '0' && Peek() <= '9') *number = std::min(*number * 10 + (text_[at_++] - '0'), kMaxWidth + 1);
     }
-    *number = 0;
-    while (Peek() >= '0' && Peek() <= '9') *number = std::min(*number * 10 + (text_[at_++] - '0'), kMaxWidth);
+    if (*number > kMaxWidth || *number < -kMaxWidth)
+      return InvalidArgument("a width or precision in '{}' is too large; the limit is {}", text_.substr(0, 40),
+                             IntToString(kMaxWidth));
     return OkStatus();
   }
 

@@ -36,6 +36,9 @@ def bot(t): return {"role": "assistant", "content": t}
 def system(t): return {"role": "system", "content": t}
 
 
+def thought(t): return {"reasoning_content": t, "reasoning": t, "thinking": t}  # the server gives templates all spellings
+
+
 def call(name, arguments, id):
     return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
@@ -66,6 +69,14 @@ CONVERSATIONS = {
     "system_tools_flag": {"messages": [system("S"), user("U")], "tools": TOOLS[:1], "tools_in_user_message": False},
     "parts": {"messages": [{"role": "user", "content": [{"type": "text", "text": "first "}, {"type": "text", "text": "second"}]}]},
     "unknown_role": {"messages": [{"role": "critic", "content": "boo"}]},
+    "documents": {"messages": [user("Who?")], "documents": [{"title": "A \"title\"", "text": "Facts & more\n"}, {"doc_id": 7, "text": "é"}]},
+    "documents_tools": {"messages": [system("S"), user("Who?")], "documents": [{"title": "T", "text": "x"}], "tools": TOOLS[2:]},
+    "thinking_on": {"messages": [system("Be brief. /no_think"), user("Why?"), bot("<think>\n\n</think>\nSo."), user("?")], "enable_thinking": True,
+                    "thinking": True, "reasoning_effort": "high", "controls": {"length": "short"}},
+    "channel_tags": {"messages": [user("a"), bot("<|channel|>final<|message|>b"), user("c")]},
+    "plan": {"messages": [user("a"), {"role": "assistant", "tool_plan": "I will add.", **thought("hm"), "tool_calls": [call("add", {"a": 0.1}, "i1")]},
+                          {"role": "tool", "tool_call_id": "i1", "content": "0.1"}, {"role": "assistant", "content": "Done.", **thought("ok")}],
+             "add_generation_prompt": False},
     "none": {"messages": []},
 }
 DATA = {"l": [3, 1, 2], "w": ["b", "A", "c", "a"], "d": {"x": 1, "Y": "two", "z": None}, "s": "Hello, Wörld", "n": 7, "f": 2.5, "e": [],

@@ -36,6 +36,8 @@ ChatInput InputOf(const Json& conversation) {
       input.messages = value;
     else if (name == "tools")
       input.tools = value;
+    else if (name == "documents")
+      input.documents = value;
     else if (name == "add_generation_prompt")
       input.add_generation_prompt = value.get<bool>();
     else
@@ -81,7 +83,7 @@ TEST(ChatTemplate, FamiliesRenderAsJinja2Does) {
       }
     }
   }
-  EXPECT_GT(rendered, 400u);
+  EXPECT_GT(rendered, 900u);
 }
 
 TEST(ChatTemplate, FlattensPartsForTemplatesThatWantStrings) {

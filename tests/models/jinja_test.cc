@@ -66,6 +66,8 @@ TEST(Jinja, PythonsCorners) {
       "TrueTrueFalse");
   EXPECT_EQ(TextOf("{{ (0 * -2.5)|round(1, 'ceil') }}{{ (-0.04)|round(1, 'ceil') }}{{ (0 * -2.5)|round(1) }}"), "0.00.0-0.0");
   // A recursive loop is a function to Jinja2: its else cannot break out of the loop around it, another loop's else can.
+  EXPECT_THAT(ErrorOf("{{ '%99999999999d' % 1 }}"), HasSubstr("too large; the limit is 1048576"));
+  EXPECT_THAT(ErrorOf("{{ '%.*f' % (99999999999, 1.0) }}"), HasSubstr("too large"));
   EXPECT_THAT(ErrorOf("{% for a in [1] %}{% for b in [] recursive %}{% else %}{% break %}{% endfor %}{% endfor %}"),
               HasSubstr("'break' outside of a loop"));
   EXPECT_EQ(TextOf("{% for a in [1, 2] %}{{ a }}{% for b in [] %}{% else %}{% break %}{% endfor %}{% endfor %}"), "1");
