@@ -1,5 +1,7 @@
 #include "models/normalizer.h"
 
+#include "models/unicode_ages.h"
+
 namespace kvasir {
 namespace {
 
@@ -28,7 +30,9 @@ std::string WithoutMarks(std::string_view text) {
   std::string out;
   for (size_t i = 0; i < text.size();) {
     const Character c = CharacterAt(text, i);
-    if (!IsMark(c.code)) out.append(text, i, c.length);
+    // U+1CF2 and U+1CF3 were marks once.
+    const bool removed = c.code == 0x1CF2 || c.code == 0x1CF3 || (IsMark(c.code) && !IsYoungMark(c.code));
+    if (!removed) out.append(text, i, c.length);
     i += c.length;
   }
   return out;
@@ -38,8 +42,7 @@ std::string WithoutNonspacingMarks(std::string_view text) {
   std::string out;
   for (size_t i = 0; i < text.size();) {
     const Character c = CharacterAt(text, i);
-    // Characters whose category changed since the reference's table (Unicode 8): U+1734 and U+1885..1886.
-    const bool removed = c.code == 0x1734 || (IsNonspacingMark(c.code) && c.code != 0x1885 && c.code != 0x1886);
+    const bool removed = c.code == 0x1734 || (IsNonspacingMark(c.code) && !IsYoungNonspacingMark(c.code));  // U+1734 was one once
     if (!removed) out.append(text, i, c.length);
     i += c.length;
   }
@@ -196,7 +199,7 @@ std::string Normalizer::Bert(const Step& step, std::string text) {
     for (size_t i = 0; i < text.size();) {
       const Character c = CharacterAt(text, i);
       const bool line = c.code == '\t' || c.code == '\n' || c.code == '\r';
-      const bool dropped = step.clean && !line && (c.code == 0 || c.code == 0xFFFD || IsOther(c.code));
+      const bool dropped = step.clean && !line && (c.code == 0 || c.code == 0xFFFD || (IsOther(c.code) && !IsYoungControl(c.code)));
       if (dropped) {
         // no trace
       } else if (step.clean && IsWhitespace(c.code)) {

@@ -4,6 +4,7 @@
 #include <pcre2.h>
 
 #include "models/unicode.h"
+#include "models/unicode_ages.h"
 
 namespace kvasir {
 namespace {
@@ -98,7 +99,7 @@ class Translator {
     return OkStatus();
   }
 
-  std::string Words() const { return std::string(kWords) + std::string(in_class_ ? "" : kLoneWords); }
+  std::string Words() const { return fmt::format("{}{}{}", kWords, RegexAdditions("w"), in_class_ ? "" : kLoneWords); }
 
   Status Escape() {
     if (!in_class_) atom_ = out_.size();
@@ -133,8 +134,15 @@ class Translator {
         if ((kind == 'p' || kind == 'P' || kind == 'x') && i_ < in_.size() && in_[i_] == '{') {
           const size_t close = in_.find('}', i_);
           if (close == std::string_view::npos) return InvalidArgument("'\\{}{{' at byte {} is not closed", kind, i_ - 2);
-          out_.append(in_, i_, close + 1 - i_);
+          const std::string_view added = kind == 'x' ? std::string_view() : RegexAdditions(in_.substr(i_ + 1, close - i_ - 1));
+          const std::string property = fmt::format("{}{}", kind == 'x' ? "\\x" : "\\p", in_.substr(i_, close + 1 - i_));
           i_ = close + 1;
+          if (!added.empty() && !(kind == 'P' && in_class_)) {  // the complement inside a class cannot be widened
+            out_.resize(out_.size() - 2);
+            out_ += in_class_ ? fmt::format("{}{}", property, added) : fmt::format("[{}{}{}]", kind == 'P' ? "^" : "", property, added);
+          } else {
+            out_.append(property, 2);
+          }
         }
         return OkStatus();
       }

@@ -4,9 +4,9 @@
 
 #include <algorithm>
 #include <array>
-#include <iterator>
-#include <utility>
 #include <vector>
+
+#include "models/unicode_ages.h"
 
 namespace kvasir {
 
@@ -109,17 +109,8 @@ utf8proc_category_t Category(char32_t code) {
 bool IsNumeric(char32_t code) {
   if (code < 0x80) return code >= '0' && code <= '9';
   const auto c = Category(code);
-  return c == UTF8PROC_CATEGORY_ND || c == UTF8PROC_CATEGORY_NL || c == UTF8PROC_CATEGORY_NO;
+  return c == UTF8PROC_CATEGORY_ND || c == UTF8PROC_CATEGORY_NL || c == UTF8PROC_CATEGORY_NO || IsYoungNumeral(code);
 }
-
-// Punctuation that Unicode 8 did not have: the reference's table is of that age, and models were trained with what it cut.
-constexpr std::pair<char32_t, char32_t> kYoungPunctuation[] = {
-    {0x61D, 0x61D},     {0x9FD, 0x9FD},     {0xA76, 0xA76},     {0xC77, 0xC77},     {0xC84, 0xC84},     {0x1B7D, 0x1B7E},
-    {0x2E43, 0x2E4F},   {0x2E52, 0x2E5D},   {0x10EAD, 0x10EAD}, {0x10F55, 0x10F59}, {0x10F86, 0x10F89}, {0x1144B, 0x1144F},
-    {0x1145A, 0x1145B}, {0x1145D, 0x1145D}, {0x11660, 0x1166C}, {0x116B9, 0x116B9}, {0x1183B, 0x1183B}, {0x11944, 0x11946},
-    {0x119E2, 0x119E2}, {0x11A3F, 0x11A46}, {0x11A9A, 0x11A9C}, {0x11A9E, 0x11AA2}, {0x11B00, 0x11B09}, {0x11C41, 0x11C45},
-    {0x11C70, 0x11C71}, {0x11EF7, 0x11EF8}, {0x11F43, 0x11F4F}, {0x11FFF, 0x11FFF}, {0x12FF1, 0x12FF2}, {0x16E97, 0x16E9A},
-    {0x16FE2, 0x16FE2}, {0x1E95E, 0x1E95F}};
 
 bool IsPunctuation(char32_t code) {
   if (code < 0x80)
@@ -127,9 +118,7 @@ bool IsPunctuation(char32_t code) {
   if (code == 0x166D || code == 0x111C9) return true;  // no longer punctuation since Unicode 12 and 11
   const auto c = Category(code);
   if (c < UTF8PROC_CATEGORY_PC || c > UTF8PROC_CATEGORY_PO) return false;
-  const auto* at = std::lower_bound(std::begin(kYoungPunctuation), std::end(kYoungPunctuation), code,
-                                    [](const auto& range, char32_t wanted) { return range.second < wanted; });
-  return at == std::end(kYoungPunctuation) || code < at->first;
+  return !IsYoungPunctuation(code);
 }
 
 bool IsMark(char32_t code) {
@@ -160,7 +149,7 @@ bool IsWord(char32_t code) {
   }
   const auto c = Category(code);
   return (c >= UTF8PROC_CATEGORY_LU && c <= UTF8PROC_CATEGORY_LO) || IsMark(code) || c == UTF8PROC_CATEGORY_ND ||
-         c == UTF8PROC_CATEGORY_NL || c == UTF8PROC_CATEGORY_PC;
+         c == UTF8PROC_CATEGORY_NL || c == UTF8PROC_CATEGORY_PC || IsYoungWordCharacter(code);
 }
 
 namespace {
@@ -197,6 +186,10 @@ std::string Normalize(std::string_view text, NormalForm form) {
   for (size_t i = 0; i < text.size();) {
     const Character c = CharacterAt(text, i);
     i += c.length;
+    if (compatibility && IsYoungComposition(c.code)) {
+      codes.push_back(static_cast<utf8proc_int32_t>(c.code));
+      continue;
+    }
     utf8proc_int32_t expansion[32];  // the longest decomposition has 18 characters (U+FDFA)
     const auto count = utf8proc_decompose_char(static_cast<utf8proc_int32_t>(c.code), expansion, 32,
                                                static_cast<utf8proc_option_t>(options), nullptr);
@@ -228,7 +221,7 @@ std::string Lowercase(std::string_view text) {
     if (c.code == 0x130) {  // the only character whose full lower case is two characters
       out += "i\xCC\x87";
     } else {
-      AppendUtf8(static_cast<char32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(c.code))), &out);
+      AppendUtf8(static_cast<char32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(YoungLowercase(c.code)))), &out);
     }
   }
   return out;
