@@ -2,10 +2,9 @@
 #include "models/tokenizer.h"
 
 #include <gmock/gmock.h>
-
-#include <algorithm>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <filesystem>
