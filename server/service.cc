@@ -270,7 +270,15 @@ StatusOr<std::string> Service::Render(const ChatInput& input) const {
   }
   auto text = config_.chat_template->Render(input);
   if (text.ok()) return text;
-  return Status(text.status().code(), fmt::format("`messages`: {}", Message(text.status())));
+  // The field at fault comes first: clients find it in `param`.
+  const std::string message = Message(text.status());
+  constexpr std::string_view kKwargs = "chat_template_kwargs";
+  if (message.starts_with(kKwargs)) {
+    return Status(text.status().code(), fmt::format("`{}`{}", kKwargs, std::string_view(message).substr(kKwargs.size())));
+  }
+  const bool brought = !input.chat_template.empty() && !config_.chat_template->HasTemplate(input.chat_template);
+  const bool in_messages = !brought || message.starts_with("messages");
+  return Status(text.status().code(), fmt::format("`{}`: {}", in_messages ? "messages" : "chat_template", message));
 }
 
 StatusOr<std::vector<int32_t>> Service::Tokenize(const std::variant<std::string, ChatInput>& input,

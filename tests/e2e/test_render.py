@@ -1,8 +1,10 @@
 """Rendering without answering: `kvasir render`, /v1/chat/completions/render, /v1/completions/render and /apply-template; whose template a request may bring;
 and templates that would never end, while the server goes on."""
 import json
+import shutil
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -156,3 +158,118 @@ def test_a_trusted_template_of_a_request_is_used_and_bounded():
         assert status == 400 and time.time() - begin < 10 * SLOW, raw
         assert server.get("/health")[0] == 200
         assert server.post("/v1/chat/completions", {"messages": HELLO, "max_tokens": 2})["choices"]
+
+
+def demo_with(tmp_path, chat_template):
+    """A copy of the demo model that says something else about its chat template."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        shutil.copy(DEMO / name, folder / name)
+    config = json.loads((DEMO / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": chat_template}))
+    return folder
+
+
+def refused(server, path, body):
+    status, raw, _ = server.request("POST", path, body)
+    assert status == 400, raw
+    return json.loads(raw)["error"]
+
+
+def test_requests_choose_among_the_models_templates(tmp_path):
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    named = [{"name": "default", "template": "plain {{ mood }}"}, {"name": "tool_use", "template": "{{ tools[0].function.name }}"},
+             {"name": "rag", "template": "{{ documents[0].text }}"}]
+    with Server(demo_with(tmp_path, named)) as server:
+        def shown(**fields):
+            return server.post("/apply-template", {"messages": HELLO, **fields})["prompt"]
+        assert shown() == "plain "
+        assert shown(chat_template_kwargs={"mood": "merry"}) == "plain merry"
+        assert shown(tools=tools) == "f"
+        assert shown(chat_template="rag", documents=[{"text": "page"}]) == "page"
+        assert shown(chat_template="default", tools=tools) == "plain "
+        # Not a name: a source, and nobody trusts it.
+        error = refused(server, "/apply-template", {"messages": HELLO, "chat_template": "rags"})
+        assert error["param"] == "chat_template" and "--trust-request-chat-template" in error["message"]
+        with pytest.raises(AssertionError, match="404"):
+            server.post("/apply-template", {"model": "another", "messages": HELLO})
+
+
+def test_messages_are_kept_whole_on_the_wire(tmp_path):
+    source = ("{% for m in messages %}{{ m.role }}={{ m.content }}{% for c in m.tool_calls or [] %}<{{ c.function.arguments | tojson }}"
+              "{{ c.function.arguments.x + 1 }}>{% endfor %};{% endfor %}")
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1, "y": "é"}'}}
+    messages = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+                {"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "tool_call_id": "1", "content": "{{ 2 }}"}]
+    with Server(demo_with(tmp_path, source)) as server:
+        shown = server.post("/apply-template", {"messages": messages})["prompt"]
+        assert shown == 'user=a\nb;assistant=None<{"x": 1, "y": "é"}2>;tool={{ 2 }};'
+        call["function"]["arguments"] = "{oops"
+        error = refused(server, "/apply-template", {"messages": messages})
+        assert error["param"] == "messages" and "messages[1].tool_calls[0].function.arguments is not valid JSON" in error["message"]
+
+
+@pytest.mark.parametrize("broken,words", [("line one\n{% for %}", ["line 2"]), ("{% include 'x' %}", ["line 1", "'include' is not supported"]),
+                                          ([{"name": "default", "template": "x"}, {"name": "rag", "template": "{{ 1 | shout }}"}], ["rag", "shout"]),
+                                          ([{"name": "default"}], ["tokenizer_config.json", "chat_template[0].template is missing"]),
+                                          (7, ["tokenizer_config.json", "chat_template"])])
+def test_a_broken_template_is_refused_at_start(tmp_path, broken, words):
+    folder = demo_with(tmp_path, broken)
+    with pytest.raises(RuntimeError) as refusal:
+        Server(folder).stop()
+    for word in [str(folder), *words]:
+        assert word in str(refusal.value)
+
+
+@pytest.mark.parametrize("body,param", [({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"), ({"messages": [*HELLO, 3]}, "messages[1]"),
+                                        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+                                        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "messages[0].content[0]"),
+                                        ({"messages": HELLO, "chat_template": 1}, "chat_template"), ({"messages": HELLO, "documents": "x"}, "documents"),
+                                        ({"messages": HELLO, "chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+                                        ({"messages": HELLO, "add_generation_prompt": "yes"}, "add_generation_prompt"),
+                                        ({"messages": HELLO, "continue_final_message": True, "add_generation_prompt": True}, "continue_final_message")])
+def test_the_exact_place_is_named(server, body, param):
+    for path in ("/apply-template", "/v1/chat/completions/render", "/v1/chat/completions"):
+        assert refused(server, path, body)["param"] == param
+
+
+@pytest.mark.parametrize("body,param", [({}, "prompt"), ({"prompt": 3}, "prompt"), ({"prompt": []}, "prompt"), ({"prompt": ["x", {}]}, "prompt")])
+def test_bad_completion_requests_name_the_field(server, body, param):
+    assert refused(server, "/v1/completions/render", body)["param"].startswith(param)
+
+
+def test_the_final_message_is_continued(server):
+    messages = [*HELLO, {"role": "assistant", "content": "Well,"}]
+    whole = server.post("/apply-template", {"messages": messages, "add_generation_prompt": False})["prompt"]
+    shown = server.post("/apply-template", {"messages": messages, "continue_final_message": True})["prompt"]
+    assert shown.endswith("Well,") and whole.startswith(shown) and len(whole) > len(shown)
+
+
+def test_others_are_served_beside_hostile_templates():
+    """Twice as many hostile requests as there are threads to render them, again and again; each is refused with its limit, and the others are answered."""
+    with Server(DEMO, "--trust-request-chat-template") as server:
+        def attack(name):
+            begin = time.time()
+            error = refused(server, "/apply-template", {"messages": HELLO, "chat_template": HOSTILE[name]})
+            return name, error, time.time() - begin
+        names = ["endless loop", "doubling", "much output", "repeating", "endless recursion", "huge list"]
+        with ThreadPoolExecutor(8) as pool:
+            attacks = [pool.submit(attack, name) for name in names * 4]
+            served = 0
+            while not all(a.done() for a in attacks):
+                begin = time.time()
+                assert server.get("/health")[0] == 200
+                answer = server.post("/v1/completions", {"prompt": "Once", "max_tokens": 2, "temperature": 0})
+                assert answer["choices"][0]["finish_reason"] in ("length", "stop")
+                assert time.time() - begin < 5 * SLOW
+                served += 1
+            for name, error, seconds in [a.result() for a in attacks]:
+                assert error["code"] == "template_budget_exceeded" and error["param"] == "chat_template", (name, error)
+                assert "more than" in error["message"], (name, error)
+                assert seconds < 30 * SLOW, name
+        assert served > 0
+        # A template's own words are told, and say whose they are.
+        error = refused(server, "/apply-template", {"messages": HELLO, "chat_template": "{{ raise_exception('no ' ~ messages[0].role) }}"})
+        assert error["message"] == "`chat_template`: no user" and error["param"] == "chat_template"
+        assert "line 1" in refused(server, "/apply-template", {"messages": HELLO, "chat_template": "{% if %}"})["message"]
