@@ -268,7 +268,9 @@ void AddTokenizeOptions(CLI::App& app, TokenizeOptions& o) {
 
 void AddBenchOptions(CLI::App& app, BenchOptions& o) {
   AddEngineOptions(app, o.engine);
-  app.add_option("what", o.what, "What to measure: engine")->required()->check(CLI::IsMember({"engine"}));
+  app.add_option("what", o.what, "What to measure: engine (with a model), kernels")
+      ->required()
+      ->check(CLI::IsMember({"engine", "kernels"}));
   app.add_option("--batch", o.batches, "Sequences decoded at once")->delimiter(',')->capture_default_str()->group("Bench");
   app.add_option("--prompt-tokens", o.prompt_tokens, "Prompt length")->transform(Size())->capture_default_str()->group("Bench");
   app.add_option("--decode-tokens", o.decode_tokens, "Tokens to decode")
@@ -339,7 +341,7 @@ Usage: kvasir COMMAND [FLAGS]
   pull      ORG/NAME[@REV]     fetch a model from a hub (HF_ENDPOINT, HF_TOKEN) into the cache shared with its tools
   render    --model DIR | --chat-template FILE   chats from JSON lines on standard input to the model's prompt text
   tokenize  --model DIR [--decode]   texts from JSON lines on standard input to token ids, or back
-  bench     engine [--model DIR] measure the engine beside the machine's ceilings
+  bench     engine --model DIR | kernels   measure the engine or the CPU kernels beside the machine's ceilings
   version                      print the version
 
 'kvasir COMMAND --help' lists the flags of a command. Every flag can also be set by environment (KVASIR_PORT for --port).
@@ -470,7 +472,7 @@ StatusOr<CommandLine> ParseCommandLine(std::vector<std::string> arguments) {
   if (line.command == CommandLine::Command::kRender && line.render.model.empty() && line.render.chat_template.empty()) {
     return InvalidArgument("--model is missing: kvasir render --model DIR, or --chat-template FILE");
   }
-  if (line.command == CommandLine::Command::kBench && !line.bench.null_model)
+  if (line.command == CommandLine::Command::kBench && line.bench.what == "engine" && !line.bench.null_model)
     KVASIR_RETURN_IF_ERROR(CheckModel(line.bench.engine, "bench engine"));
   return line;
 }

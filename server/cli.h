@@ -102,7 +102,7 @@ struct TokenizeOptions {
 
 struct BenchOptions {
   EngineOptions engine;
-  std::string what;  // "engine"
+  std::string what;  // "engine" or "kernels"
   std::vector<int64_t> batches = {1, 8, 32};
   int64_t prompt_tokens = 256;
   int64_t decode_tokens = 64;

@@ -5,6 +5,7 @@
 #include <new>
 
 #include "bench/engine_bench.h"
+#include "bench/kernel_bench.h"
 #include "server/cli.h"
 #include "server/generate.h"
 #include "server/pull_command.h"
@@ -44,7 +45,7 @@ int Main(int argc, char** argv) {
     case CommandLine::Command::kTokenize:
       return ExitCode(RunTokenize(line->tokenize, std::cin, std::cout));
     case CommandLine::Command::kBench:
-      return ExitCode(RunBenchEngine(line->bench));
+      return ExitCode(line->bench.what == "kernels" ? RunBenchKernels(line->bench) : RunBenchEngine(line->bench));
   }
   return 2;
 }

@@ -158,6 +158,7 @@ TEST(CliTest, GenerateAndBench) {
   ASSERT_TRUE(bench.ok()) << bench.status();
   EXPECT_THAT(bench->bench.batches, testing::ElementsAre(1, 8));
   EXPECT_FALSE(Parse({"bench", "kernel"}).ok());
+  EXPECT_EQ(Parse({"bench", "kernels", "--json"})->bench.what, "kernels");
 }
 
 }  // namespace

@@ -1,0 +1,220 @@
+#include "bench/kernel_bench.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <functional>
+#include <numeric>
+
+#include "bench/ceilings.h"
+#include "bench/result.h"
+#include "kernels/cpu/cpu_device.h"
+#include "kernels/rng.h"
+
+namespace kvasir {
+namespace {
+
+constexpr int kRepetitions = 9;                    // of each case; the median counts
+constexpr size_t kWorkingSet = size_t{256} << 20;  // well above any last-level cache
+constexpr int64_t kSide = 4096;                    // of a GEMV's matrix
+
+double Seconds(const std::function<void()>& work) {
+  const auto begin = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+double Median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+struct Format {
+  const char* name;
+  DType dtype;
+  const char* quantization;
+};
+constexpr Format kFormats[] = {{"bf16", DType::kBF16, "none"},
+                               {"int8", DType::kBF16, "int8"},
+                               {"int8:32", DType::kBF16, "int8:32"},
+                               {"int4", DType::kBF16, "int4"},
+                               {"int4:32", DType::kBF16, "int4:32"}};
+
+class Bench {
+ public:
+  Bench(std::unique_ptr<Device> device, bool json)
+      : device_(std::move(device)), team_(static_cast<CpuDevice&>(*device_).team()), json_(json) {}
+
+  Status Run() {
+    stream_ = static_cast<std::byte*>(*device_->Allocate(kWorkingSet, "stream"));
+    std::memset(stream_, 1, kWorkingSet);
+    Rng rng(1);
+    values_.resize(size_t(kSide) * kSide);
+    for (float& v : values_) v = float(rng.Uniform()) - 0.5f;
+    machine_ = MeasureCeilings(team_, {.seconds = 0.1});
+    std::fprintf(stderr, "%s; %s\n", device_->Info().name.c_str(), ToString(machine_).c_str());
+    for (const Format& format : kFormats) KVASIR_RETURN_IF_ERROR(Gemv(format));
+    for (const Format& format : kFormats) KVASIR_RETURN_IF_ERROR(Gemm(format));
+    KVASIR_RETURN_IF_ERROR(Attention());
+    EmptyRegion();
+    device_->Free(stream_);
+    return OkStatus();
+  }
+
+ private:
+  void Print(const char* id, std::string name, double value, const char* unit, double ceiling, double ratio) {
+    PrintResult(
+        {id, fmt::format("{}, {} thread{}", name, team_.size(), team_.size() == 1 ? "" : "s"), value, unit, ceiling, ratio},
+        json_);
+  }
+  double StreamBytesPerSecond() { return StreamReadOnce(team_, stream_, kWorkingSet); }
+
+  StatusOr<Weight> Pack(const Format& format, int64_t rows, int64_t cols) {
+    const HostMatrix matrix = {values_.data(), DType::kF32, rows, cols, "benchmark"};
+    KVASIR_ASSIGN_OR_RETURN(const QuantFormat quant, ParseQuantFormat(format.quantization));
+    return device_->PackLinear({&matrix, 1}, format.dtype, quant);
+  }
+  StatusOr<float*> Floats(int64_t count) {
+    KVASIR_ASSIGN_OR_RETURN(void* const buffer, device_->Allocate(size_t(count) * sizeof(float), "benchmark"));
+    auto* floats = static_cast<float*>(buffer);
+    for (int64_t i = 0; i < count; ++i) floats[i] = values_[size_t(i) % values_.size()];
+    return floats;
+  }
+
+  // a1: one row; a3: a few rows against one. Enough matrices that each comes from memory every time.
+  Status Gemv(const Format& format) {
+    std::vector<Weight> weights;
+    size_t bytes = 0;
+    while (bytes < kWorkingSet) {
+      KVASIR_ASSIGN_OR_RETURN(const Weight weight, Pack(format, kSide, kSide));
+      weights.push_back(weight);
+      bytes += weight.quant ? weight.quant.Bytes(kSide, kSide) : size_t(kSide * kSide) * SizeOf(weight.dtype);
+    }
+    constexpr int kMostRows = 8;
+    KVASIR_ASSIGN_OR_RETURN(float* const in, Floats(kMostRows * kSide));
+    KVASIR_ASSIGN_OR_RETURN(float* const out, Floats(kMostRows * kSide));
+    const auto pass = [&](int rows) {
+      return Seconds([&] {
+        for (const Weight& weight : weights) device_->Linear(in, rows, weight, nullptr, out);
+      });
+    };
+    const int row_counts[] = {1, 2, 4, kMostRows};
+    std::vector<double> stream, ratios, times[4];
+    for (int i = 0; i < kRepetitions; ++i) {
+      stream.push_back(StreamBytesPerSecond());
+      for (int j = 0; j < 4; ++j) times[j].push_back(pass(row_counts[j]));
+      ratios.push_back(double(bytes) / times[0].back() / stream.back());
+    }
+    Print("a1", fmt::format("GEMV {} {}x{}", format.name, kSide, kSide), double(bytes) / Median(times[0]) / 1e9, "GB/s",
+          Median(stream) / 1e9, Median(ratios));
+    for (int j = 1; j < 4; ++j) {
+      std::vector<double> relative;
+      for (int i = 0; i < kRepetitions; ++i) relative.push_back(times[j][size_t(i)] / times[0][size_t(i)]);
+      const double value = Median(relative);
+      Print("a3", fmt::format("{} rows over 1 row, {}", row_counts[j], format.name), value, "x", 1, 1 / value);
+    }
+    for (Weight& weight : weights) device_->Free(weight.packed);
+    device_->Free(in);
+    device_->Free(out);
+    return OkStatus();
+  }
+
+  // a2: 256 rows, the matrices of 0.5B and 1.1B models.
+  Status Gemm(const Format& format) {
+    const double peak =
+        (format.quantization == std::string_view("none") ? machine_.dot_bf16_gflops : machine_.dot_int8_gops) * 1e9;
+    for (const auto& [outs, k] : {std::pair<int64_t, int64_t>{9728, 896}, {896, 4864}, {2560, 2048}, {2048, 5632}}) {
+      constexpr int kRows = 256;
+      KVASIR_ASSIGN_OR_RETURN(const Weight weight, Pack(format, outs, k));
+      KVASIR_ASSIGN_OR_RETURN(float* const in, Floats(kRows * k));
+      KVASIR_ASSIGN_OR_RETURN(float* const out, Floats(kRows * outs));
+      std::vector<double> rates;
+      for (int i = 0; i < kRepetitions; ++i)
+        rates.push_back(2.0 * kRows * double(outs) * double(k) /
+                        Seconds([&] { device_->Linear(in, kRows, weight, nullptr, out); }));
+      Print("a2", fmt::format("GEMM {} 256x{}x{}", format.name, k, outs), Median(rates) / 1e9, "GOP/s", peak / 1e9,
+            peak > 0 ? Median(rates) / peak : 0);
+      device_->Free(weight.packed);
+      device_->Free(in);
+      device_->Free(out);
+    }
+    return OkStatus();
+  }
+
+  // a4: 8 sequences of 4,096 tokens, 8 KV heads of 128 for 32 query heads, in blocks in the order of the text and shuffled.
+  Status Attention() {
+    constexpr int kSequences = 8, kTokens = 4096, kHeads = 8, kGroup = 4, kDim = 128;
+    const KvLayout layout = {.dtype = DType::kBF16, .num_layers = 1, .num_kv_heads = kHeads, .head_dim = kDim};
+    const int blocks = kTokens / layout.block_tokens;
+    const size_t bytes = layout.block_bytes() * size_t(blocks) * kSequences;
+    KVASIR_ASSIGN_OR_RETURN(void* const base, device_->Allocate(bytes, "benchmark KV"));
+    std::memset(base, 0x3c, bytes);
+    KVASIR_ASSIGN_OR_RETURN(float* const q, Floats(int64_t{kSequences} * kHeads * kGroup * kDim));
+    KVASIR_ASSIGN_OR_RETURN(float* const out, Floats(int64_t{kSequences} * kHeads * kGroup * kDim));
+    std::vector<uint32_t> orders[2];
+    for (auto& order : orders) {
+      order.resize(size_t(blocks) * kSequences);
+      std::iota(order.begin(), order.end(), 0u);
+    }
+    Rng rng(2);
+    for (size_t i = orders[1].size(); i > 1; --i) std::swap(orders[1][i - 1], orders[1][rng.Below(i)]);
+    std::vector<double> stream, paged, ratios, relative;
+    const auto attend = [&](const std::vector<uint32_t>& order) {
+      std::vector<SequenceTable> tables;
+      std::vector<SequenceSlice> slices;
+      for (int s = 0; s < kSequences; ++s) {
+        tables.push_back({order.data() + s * blocks, kTokens, nullptr});
+        slices.push_back({s, 1, s});
+      }
+      const PagedKv kv = {static_cast<std::byte*>(base), layout.block_bytes(), layout, tables};
+      return Seconds([&] { device_->Attention(q, 0, {.num_q_heads = kHeads * kGroup, .scale = 0.088f}, slices, kv, out); });
+    };
+    for (int i = 0; i < kRepetitions; ++i) {
+      stream.push_back(StreamBytesPerSecond());
+      const double contiguous = attend(orders[0]);
+      paged.push_back(attend(orders[1]));
+      ratios.push_back(double(bytes) / paged.back() / stream.back());
+      relative.push_back(paged.back() / contiguous);
+    }
+    Print("a4", "decode attention, 8 x 4096 tokens", double(bytes) / Median(paged) / 1e9, "GB/s", Median(stream) / 1e9,
+          Median(ratios));
+    Print("a4", "shuffled blocks over blocks in order", Median(relative), "x", 1, 1 / Median(relative));
+    device_->Free(base);
+    device_->Free(q);
+    device_->Free(out);
+    return OkStatus();
+  }
+
+  void EmptyRegion() {
+    if (team_.size() == 1) return;
+    constexpr int kRegions = 20000;
+    std::vector<double> nanoseconds;
+    for (int i = 0; i < kRepetitions; ++i) {
+      nanoseconds.push_back(1e9 / kRegions * Seconds([&] {
+                              for (int r = 0; r < kRegions; ++r) team_.Run([](int) {});
+                            }));
+    }
+    Print("a5", "empty parallel region", Median(nanoseconds), "ns", 80, 80 / Median(nanoseconds));
+  }
+
+  const std::unique_ptr<Device> device_;
+  ThreadTeam& team_;
+  const bool json_;
+  Ceilings machine_;
+  std::byte* stream_ = nullptr;
+  std::vector<float> values_;
+};
+
+}  // namespace
+
+Status RunBenchKernels(const BenchOptions& options) {
+  const int most = options.engine.threads > 0 ? options.engine.threads : UsableCpus();
+  for (const int threads : {1, most}) {
+    KVASIR_ASSIGN_OR_RETURN(std::unique_ptr<Device> device, MakeCpuDevice({.threads = threads}));
+    KVASIR_RETURN_IF_ERROR(Bench(std::move(device), options.json).Run());
+    if (most == 1) break;
+  }
+  return OkStatus();
+}
+
+}  // namespace kvasir
