@@ -149,10 +149,21 @@ inline __attribute__((always_inline)) void BlockDots(IVec (&dot)[MR][NV], const 
   }
 }
 
+// What the strips of a step fetch for the next one, each its share, some lines with every block. Left to itself the processor
+// stops fetching a panel while the strips after the first work in the cache.
+struct Ahead {
+  const char* from = nullptr;
+  int lines = 0;  // with each block
+  inline __attribute__((always_inline)) void Fetch() {
+    for (int i = 0; i < lines; ++i, from += 64) __builtin_prefetch(from);
+  }
+};
+
 // Goes on with the float32 sums acc [MR][32], for the vectors of columns from kFirst on, over `blocks` blocks: whole groups,
 // their headers among them, or with kWhole blocks only.
 template <Kind kKind, Scaling kScaling, int MR, int NV, int kFirst>
-void Strip(const QuantBlock* a, const float* sums, const char* panel, int64_t blocks, int64_t group_blocks, float* acc) {
+void Strip(const QuantBlock* a, const float* sums, const char* panel, int64_t blocks, int64_t group_blocks, Ahead ahead,
+           float* acc) {
   constexpr bool kLow = kKind == Kind::kInt4;
   acc += kFirst * kLanes;
   Vec total[MR][NV];
@@ -175,6 +186,7 @@ void Strip(const QuantBlock* a, const float* sums, const char* panel, int64_t bl
       }
     }
     for (int64_t b = left < group_blocks ? left : group_blocks; b > 0; --b, a += MR, panel += BlockBytes(kKind)) {
+      if (kFirst == 0) ahead.Fetch();
       IVec dot[MR][NV];
       BlockDots<kKind, MR, NV, kFirst>(dot, a, panel);
 #pragma GCC unroll 8
@@ -213,23 +225,23 @@ void Strip(const QuantBlock* a, const float* sums, const char* panel, int64_t bl
 }
 
 template <Kind kKind, Scaling kScaling, int MR, int kFirst = 0>
-void StripColumns(const QuantBlock* a, const float* sums, const char* panel, int64_t blocks, int64_t group_blocks, float* acc,
-                  int columns) {
+void StripColumns(const QuantBlock* a, const float* sums, const char* panel, int64_t blocks, int64_t group_blocks, Ahead ahead,
+                  float* acc, int columns) {
   constexpr int NV = VectorsOf(MR);
-  Strip<kKind, kScaling, MR, NV, kFirst>(a, sums, panel, blocks, group_blocks, acc);
+  Strip<kKind, kScaling, MR, NV, kFirst>(a, sums, panel, blocks, group_blocks, ahead, acc);
   if constexpr (kFirst + NV < kPanelVectors) {
     if (columns > (kFirst + NV) * kLanes)
-      StripColumns<kKind, kScaling, MR, kFirst + NV>(a, sums, panel, blocks, group_blocks, acc, columns);
+      StripColumns<kKind, kScaling, MR, kFirst + NV>(a, sums, panel, blocks, group_blocks, ahead, acc, columns);
   }
 }
 
 template <Kind kKind, Scaling kScaling, int MR = 1>
 void RunStrip(int rows, const QuantBlock* a, const float* sums, const char* panel, int64_t blocks, int64_t group_blocks,
-              float* acc, int columns) {
+              Ahead ahead, float* acc, int columns) {
   if (rows == MR) {
-    StripColumns<kKind, kScaling, MR>(a, sums, panel, blocks, group_blocks, acc, columns);
+    StripColumns<kKind, kScaling, MR>(a, sums, panel, blocks, group_blocks, ahead, acc, columns);
   } else if constexpr (MR < kStripRows) {
-    RunStrip<kKind, kScaling, MR + 1>(rows, a, sums, panel, blocks, group_blocks, acc, columns);
+    RunStrip<kKind, kScaling, MR + 1>(rows, a, sums, panel, blocks, group_blocks, ahead, acc, columns);
   }
 }
 
@@ -274,12 +286,15 @@ void RunSteps(const Strips& strips, const char* panel, int64_t group_blocks, flo
   if (kWhole) panel += GroupHeaderBytes(kKind);
   for (int64_t block = 0, group = 0; block < strips.blocks; block += step, group += step_groups) {
     const int64_t count = strips.blocks - block < step ? strips.blocks - block : step;
+    const int64_t step_bytes = step_groups * GroupHeaderBytes(kKind) + step * BlockBytes(kKind);
+    const int64_t lines = strips.count == 1 ? 0 : (step_bytes / 64 + step * strips.count - 1) / (step * strips.count);
     for (int64_t s = 0; s < strips.count; ++s) {
       const int height = strips.Height(s);
       RunStrip<kKind, kScaling>(height, strips.Blocks(s) + block * height, strips.Sums(s) + group * height, panel, count,
-                                group_blocks, acc + strips.First(s) * kPanelColumns, columns);
+                                group_blocks, Ahead{panel + step_bytes + s * step * lines * 64, (int)lines},
+                                acc + strips.First(s) * kPanelColumns, columns);
     }
-    panel += step_groups * GroupHeaderBytes(kKind) + step * BlockBytes(kKind);
+    panel += step_bytes;
   }
   if (!kWhole) return;
   for (int64_t s = 0; s < strips.count; ++s)
@@ -293,6 +308,10 @@ void RunTile(const void* a, int rows, const void* packed, int64_t blocks, int64_
   for (int i = 0; i < rows * kPanelColumns; i += kLanes) Store(acc + i, Zero());
   const char* panel = (const char*)packed;
   const Strips strips(a, rows, blocks, (blocks + group_blocks - 1) / group_blocks);
+  for (int r = 0; rows > kStripRows && r < rows; ++r) {  // rows lie far apart: their lines are there when the sums are
+    __builtin_prefetch(out + r * out_stride, 1);
+    __builtin_prefetch(out + r * out_stride + kPanelColumns / 2, 1);
+  }
   if (group_blocks >= blocks) {
     RunSteps<kKind, Scaling::kWhole>(strips, panel, group_blocks, acc, columns);
   } else if (group_blocks == 1) {
