@@ -17,25 +17,30 @@ constexpr int kPanelVectors = kPanelColumns / kLanes;
 enum class Kind { kInt8, kInt4 };
 
 #if defined(__AVX512VNNI__)
-constexpr int kStripRows = 6;
+constexpr int kRegisterRows = 6;
 constexpr int VectorsOf(int) {
   return 2;
 }
 #elif defined(__AVX512F__)
-constexpr int kStripRows = 4;
+constexpr int kRegisterRows = 4;
 constexpr int VectorsOf(int) {
   return 2;
 }
 #elif defined(__AVX2__)
-constexpr int kStripRows = 4;
+constexpr int kRegisterRows = 4;
 constexpr int VectorsOf(int rows) {
   return rows == 1 ? 4 : rows == 2 ? 2 : 1;
 }
 #else
-constexpr int kStripRows = 4;
+constexpr int kRegisterRows = 4;
 constexpr int VectorsOf(int) {
   return 1;
 }
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr int kStripRows = 2;  // every height is compiled by itself, for minutes with a sanitizer's checks
+#else
+constexpr int kStripRows = kRegisterRows;
 #endif
 constexpr int kMaxRows = 8 * kStripRows;
 constexpr int64_t kBlocksAtOnce = 8;  // 8 KB of int8 panel: half of what the first-level cache holds, with the activations
