@@ -29,8 +29,9 @@ struct LoadOptions {
   // Longest text that will be served; 0 = max_position_embeddings. Positions at or beyond it are refused. With dynamic NTK
   // scaling the rotation of every position depends on it (models/rope.h), so it is part of the fingerprint.
   int64_t max_model_len = 0;
-  const Fs* fs = nullptr;                                                // nullptr = the real file system
-  std::function<void(double fraction, std::string_view what)> progress;  // called from the loading thread
+  const Fs* fs = nullptr;  // nullptr = the real file system
+  std::function<bool(double fraction, std::string_view what)>
+      progress;  // called from the loading thread; false: stop (Cancelled)
 };
 
 class Model {

@@ -82,8 +82,8 @@ StatusOr<ModelWeights> LoadWeights(const Checkpoint& checkpoint, const std::stri
                               part.first_row, Hex(part.hash));
     CountBytes(group, &weights);
     done += group.bytes;
-    if (options.progress)
-      options.progress(static_cast<double>(done) / static_cast<double>(std::max<size_t>(total, 1)), group.parts[0].name);
+    const double fraction = static_cast<double>(done) / static_cast<double>(std::max<size_t>(total, 1));
+    if (options.progress && !options.progress(fraction, group.parts[0].name)) return Cancelled("{}: loading was stopped", dir);
   }
   weights.hash = Hex(XXH3_128bits(identity.data(), identity.size()));
   return weights;

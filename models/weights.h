@@ -89,13 +89,13 @@ struct ModelWeights {
   QuantFormat quantization;  // of linear weights, but for routers and for the head, which has int8 where the others have int4
   size_t bytes = 0;          // as packed, padding of the device not counted
   size_t linear_bytes = 0;   // of these, in linear weights
-  std::string hash;  // XXH3-128 over names, shapes, types and all bytes, in hex
+  std::string hash;          // XXH3-128 over names, shapes, types and all bytes, in hex
 };
 
 struct WeightsOptions {
-  std::optional<DType> dtype;  // nullopt = that of the stored embedding
-  QuantFormat quantization;    // applied to linear weights
-  std::function<void(double fraction, std::string_view what)> progress;
+  std::optional<DType> dtype;                                            // nullopt = that of the stored embedding
+  QuantFormat quantization;                                              // applied to linear weights
+  std::function<bool(double fraction, std::string_view what)> progress;  // after each weight; false ends with Cancelled
 };
 
 StatusOr<ModelWeights> LoadWeights(const Checkpoint& checkpoint, const std::string& dir, const ModelConfig& config,

@@ -157,14 +157,15 @@ StatusOr<Generated> Collect(const GenerateOptions& options, const Runtime& runti
 
 }  // namespace
 
-void ShowLoadProgress(double fraction, std::string_view what) {
-  if (!isatty(STDERR_FILENO)) return;
+bool ShowLoadProgress(double fraction, std::string_view what) {
+  if (!isatty(STDERR_FILENO)) return true;
   constexpr int kWidth = 30;
   const int filled = std::clamp(int(fraction * kWidth), 0, kWidth);
   std::fprintf(stderr, "\rloading [%s%s] %3d%% %-40.*s", std::string(size_t(filled), '#').c_str(),
                std::string(size_t(kWidth - filled), '.').c_str(), int(fraction * 100), int(what.size()), what.data());
   if (fraction >= 1.0) std::fprintf(stderr, "\r%80s\r", "");
   std::fflush(stderr);
+  return true;
 }
 
 Status RunGenerate(const GenerateOptions& options) {

@@ -9,7 +9,7 @@ namespace kvasir {
 // Prints to standard output; progress and errors go to standard error.
 Status RunGenerate(const GenerateOptions& options);
 
-// A one-line progress bar on standard error, only when that is a terminal.
-void ShowLoadProgress(double fraction, std::string_view what);
+// A one-line progress bar on standard error, only when that is a terminal. True: go on.
+bool ShowLoadProgress(double fraction, std::string_view what);
 
 }  // namespace kvasir

@@ -153,7 +153,7 @@ StatusOr<std::unique_ptr<Device>> MakeDevice(const EngineOptions& options) {
 }
 
 StatusOr<std::unique_ptr<Runtime>> Runtime::Create(const EngineOptions& options, int64_t max_logprobs,
-                                                   std::function<void(double fraction, std::string_view what)> progress) {
+                                                   std::function<bool(double fraction, std::string_view what)> progress) {
   auto runtime = std::make_unique<Runtime>();
   KVASIR_ASSIGN_OR_RETURN(runtime->device, MakeDevice(options));
   // The tokenizer first: it is quick to read, and a broken one should be told before gigabytes are loaded.

@@ -36,9 +36,9 @@ struct Runtime {
   int64_t pool_tokens = 0;         // the longest text whose KV fits alone
   int64_t max_model_len = 0;
 
-  // `wants_logprobs`: most alternatives a request may ask for. Errors name the flag that helps.
+  // `max_logprobs`: most alternatives a request may ask for; `progress` as in LoadOptions. Errors name the flag that helps.
   static StatusOr<std::unique_ptr<Runtime>> Create(const EngineOptions& options, int64_t max_logprobs,
-                                                   std::function<void(double fraction, std::string_view what)> progress);
+                                                   std::function<bool(double fraction, std::string_view what)> progress);
   // What was loaded, how much memory KV gets, and how many tokens that is: the lines serve prints.
   std::string Describe() const;
 

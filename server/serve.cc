@@ -8,6 +8,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <ctime>
 #include <filesystem>
@@ -84,6 +85,11 @@ class Signals {
     const int signal = sigtimedwait(&set_, nullptr, &time);
     return signal > 0 ? signal : 0;
   }
+  // Whether one came so far: what is done before requests are served asks now and then. Any thread, one at a time.
+  bool Came() const {
+    if (!came_) came_ = Wait(0) != 0;
+    return came_;
+  }
   // From now on a further signal ends the process at once: whoever sends a second one means it.
   void SecondEndsAtOnce() const {
     struct sigaction action {};
@@ -95,6 +101,7 @@ class Signals {
 
  private:
   sigset_t set_;
+  mutable std::atomic<bool> came_ = false;
 };
 
 void RaiseFileLimit() {
@@ -200,16 +207,16 @@ Status RunServe(const ServeOptions& options) {
   http->Start(&routes);  // answers 503 "loading" until the service is set
 
   EngineOptions engine = options.engine;
-  KVASIR_RETURN_IF_ERROR(ResolveModel(&engine, [&signals] {
-    if (signals.Wait(0) != 0) _exit(0);  // what was pulled so far stays for the next start
-    return true;
-  }));
+  const Status resolved = ResolveModel(&engine, [&signals] { return !signals.Came(); });
+  if (signals.Came()) return OkStatus();  // what was pulled so far stays for the next start
+  KVASIR_RETURN_IF_ERROR(resolved);
   const auto start = std::chrono::steady_clock::now();
-  KVASIR_ASSIGN_OR_RETURN(const std::unique_ptr<Runtime> runtime,
-                          Runtime::Create(engine, options.max_logprobs, [&signals](double fraction, std::string_view what) {
-                            if (signals.Wait(0) != 0) _exit(0);  // asked to stop while loading: there is nothing to drain
-                            ShowLoadProgress(fraction, what);
-                          }));
+  StatusOr<std::unique_ptr<Runtime>> created = Runtime::Create(
+      engine, options.max_logprobs,
+      [&](double fraction, std::string_view what) { return !signals.Came() && ShowLoadProgress(fraction, what); });
+  if (signals.Came()) return OkStatus();  // there is nothing to drain yet
+  KVASIR_RETURN_IF_ERROR(created.status());
+  const std::unique_ptr<Runtime> runtime = *std::move(created);
   runtime->engine->Start();
   Service service(MakeServiceConfig(options, *runtime, limits));
   const ApiKeys api_keys(keys);

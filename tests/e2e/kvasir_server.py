@@ -116,6 +116,8 @@ class Server:
             self.process.kill()
             raise AssertionError(f"the server did not stop:\n{self.log[-4000:]}") from None
         self.reader.join(5)
+        if code != 0:
+            print(self.log[-8000:])  # shown by pytest when the test fails
         return code
 
     def __enter__(self):

@@ -311,9 +311,20 @@ TEST(Load, ProgressRisesToOne) {
                                  EXPECT_GE(fraction, last);
                                  EXPECT_FALSE(what.empty());
                                  last = fraction;
+                                 return true;
                                }})
                   .ok());
   EXPECT_EQ(last, 1.0);
+}
+
+TEST(Load, ProgressMayStopIt) {
+  const FakeFs fs(TestFolder());
+  const auto device = MakeReferenceDevice();
+  int told = 0;
+  const auto model =
+      Model::Load("m", device.get(), {.fs = &fs, .progress = [&](double, std::string_view) { return ++told < 3; }});
+  EXPECT_EQ(model.status().code(), StatusCode::kCancelled);
+  EXPECT_EQ(told, 3);
 }
 
 TEST(Load, OptionsAreChecked) {
