@@ -138,6 +138,9 @@ struct MoeWeights {
   std::span<const Weight> gate_up_bias, down_bias;  // empty = none
 };
 
+// How a weight was packed: PackLinear, PackEmbedding or PackVector.
+enum class PackingKind : uint8_t { kLinear, kEmbedding, kVector };
+
 class Device {
  public:
   virtual ~Device() = default;
@@ -160,6 +163,18 @@ class Device {
   virtual StatusOr<Weight> PackEmbedding(const HostMatrix& table, DType dtype) = 0;  // row-gather layout
   virtual StatusOr<Weight> PackVector(
       std::span<const HostMatrix> parts) = 0;  // norm weights and biases, as float32, concatenated
+
+  // Packed weights as bytes that can be kept in a file and brought back. The name covers all that layout and values depend on
+  // besides what was packed; "" = this device's weights cannot be kept.
+  virtual std::string PackingName() const { return ""; }
+  // Bytes of a weight, which lie at weight.packed in host memory when PackingName() is not "". Also of one that is only
+  // described.
+  virtual size_t PackedBytes(PackingKind /*kind*/, const Weight& /*weight*/) const { return 0; }
+  // The described weight, made of PackedBytes bytes at `bytes` (64-byte aligned) in host memory, which may be used in place and
+  // stay as they are as long as the weight is used.
+  virtual StatusOr<Weight> AdoptPacked(PackingKind /*kind*/, const Weight& /*described*/, const void* /*bytes*/) {
+    return Unimplemented("this device keeps no packed weights");
+  }
 
   // --- ops --------------------------------------------------------------------------------------------------------
   // out[i, :] = table[ids[i], :] * scale                                     out [n, cols]

@@ -19,6 +19,9 @@ class File {
   virtual ~File() = default;
   // Bytes the file had when it was opened.
   virtual uint64_t size() const = 0;
+  // Changes whenever the file is replaced or written to: what else is known of it holds as long as this does. Empty = cannot
+  // tell.
+  virtual std::string identity() const { return ""; }
   // Reads exactly `bytes` from `offset`; fewer is DataLoss. May be called from several threads at once.
   virtual Status ReadAt(uint64_t offset, void* out, size_t bytes) const = 0;
 };

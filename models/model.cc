@@ -55,8 +55,12 @@ StatusOr<std::unique_ptr<Model>> Model::Load(const std::string& dir, Device* dev
 
   const Family* family = FindFamily(config->architecture);
   KVASIR_CHECK(family != nullptr, "{} passed ParseModelConfig", config->architecture);
-  KVASIR_ASSIGN_OR_RETURN(ModelWeights weights,
-                          LoadWeights(*checkpoint, dir, *config, *family, device, {options.dtype, options.quantization, options.progress}));
+  KVASIR_ASSIGN_OR_RETURN(ModelWeights weights, LoadWeights(*checkpoint, dir, *config, *family, device,
+                                                            {.dtype = options.dtype,
+                                                             .quantization = options.quantization,
+                                                             .config_text = *config_text,
+                                                             .packed_cache = options.packed_cache,
+                                                             .progress = options.progress}));
   LoadOptions chosen = options;
   if (chosen.max_model_len == 0) chosen.max_model_len = config->max_position_embeddings;
   auto model = std::make_unique<Decoder>(device, std::move(*config), *defaults, std::move(weights), chosen);

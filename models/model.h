@@ -11,6 +11,7 @@
 #include "kernels/device.h"
 #include "models/config.h"
 #include "models/fs.h"
+#include "models/packed_cache.h"
 
 namespace kvasir {
 
@@ -29,6 +30,7 @@ struct LoadOptions {
   // Longest text that will be served; 0 = max_position_embeddings. Positions at or beyond it are refused. With dynamic NTK
   // scaling the rotation of every position depends on it (models/rope.h), so it is part of the fingerprint.
   int64_t max_model_len = 0;
+  PackedCacheOptions packed_cache;
   const Fs* fs = nullptr;  // nullptr = the real file system
   std::function<bool(double fraction, std::string_view what)>
       progress;  // called from the loading thread; false: stop (Cancelled)
@@ -48,6 +50,7 @@ class Model {
   virtual size_t weight_bytes() const = 0;
   virtual size_t linear_bytes() const = 0;  // of these, in linear weights: all but embeddings and vectors
   virtual QuantFormat quantization() const = 0;
+  virtual bool weights_mapped() const = 0;    // from the packed cache
   virtual int64_t max_model_len() const = 0;  // positions are below this
 
   // Computes the final hidden state of every row and appends the KV of its tokens. May return before the device is done; an input

@@ -46,6 +46,49 @@ size_t PackedBytes(const Weight& weight) {
   return static_cast<size_t>(weight.rows) * weight.cols * SizeOf(weight.dtype);
 }
 
+// A weight of the plan, and how it is packed. In the plan's order.
+struct PlannedWeight {
+  PackingKind kind;
+  Weight* weight;
+};
+
+std::vector<PlannedWeight> ListWeights(const std::vector<PartGroup>& groups) {
+  std::vector<PlannedWeight> all;
+  for (const PartGroup& group : groups) {
+    const PackingKind kind = group.kind == PartGroup::Kind::kEmbedding ? PackingKind::kEmbedding
+                             : group.kind == PartGroup::Kind::kVector  ? PackingKind::kVector
+                                                                       : PackingKind::kLinear;
+    all.push_back({kind, group.packed});
+    if (group.also_linear != nullptr) all.push_back({PackingKind::kLinear, group.also_linear});
+  }
+  return all;
+}
+
+// Points the plan's weights into a file of the packed cache. It was written for the same key, so that it can only fit; all the
+// same, a file that does not is not used.
+bool AdoptWeights(const PackedFile& file, const std::vector<PartGroup>& groups, Device* device) {
+  const std::vector<PlannedWeight> all = ListWeights(groups);
+  if (file.weights().size() != all.size()) return false;
+  for (size_t i = 0; i < all.size(); ++i) {
+    const PackedWeight& stored = file.weights()[i];
+    if (stored.kind != all[i].kind || stored.bytes != device->PackedBytes(stored.kind, stored.weight)) return false;
+  }
+  for (size_t i = 0; i < all.size(); ++i) {
+    const PackedWeight& stored = file.weights()[i];
+    auto weight = device->AdoptPacked(stored.kind, stored.weight, stored.weight.packed);
+    if (!weight.ok()) return false;
+    *all[i].weight = *weight;
+  }
+  return true;
+}
+
+std::vector<PackedWeight> WeightsToKeep(const std::vector<PartGroup>& groups, const Device& device) {
+  std::vector<PackedWeight> kept;
+  for (const PlannedWeight& planned : ListWeights(groups))
+    kept.push_back({planned.kind, *planned.weight, device.PackedBytes(planned.kind, *planned.weight)});
+  return kept;
+}
+
 void CountBytes(const PartGroup& group, ModelWeights* weights) {
   const size_t linear = group.also_linear != nullptr ? PackedBytes(*group.also_linear) : 0;
   const size_t packed = PackedBytes(*group.packed);
@@ -66,6 +109,17 @@ StatusOr<ModelWeights> LoadWeights(const Checkpoint& checkpoint, const std::stri
   weights.dtype = options.dtype.value_or(stored);
   weights.quantization = options.quantization;
 
+  std::string key;
+  if (!options.packed_cache.dir.empty())
+    key = PackedCacheKey(checkpoint, options.config_text, fmt::format("{} {}", Name(weights.dtype), Name(weights.quantization)),
+                         *device);
+  if (auto file = FindPacked(options.packed_cache, key); file != nullptr && AdoptWeights(*file, groups, device)) {
+    for (const PartGroup& group : groups) CountBytes(group, &weights);
+    weights.hash = file->weights_hash();
+    weights.mapped = std::move(file);
+    if (options.progress && !options.progress(1.0, "packed weights")) return Cancelled("{}: loading was stopped", dir);
+    return weights;
+  }
   size_t total = 0, done = 0;
   for (const PartGroup& group : groups) total += group.bytes;
   std::string identity;
@@ -86,6 +140,8 @@ StatusOr<ModelWeights> LoadWeights(const Checkpoint& checkpoint, const std::stri
     if (options.progress && !options.progress(fraction, group.parts[0].name)) return Cancelled("{}: loading was stopped", dir);
   }
   weights.hash = Hex(XXH3_128bits(identity.data(), identity.size()));
+  if (!key.empty())
+    weights.keeper = std::make_shared<PackedKeeper>(options.packed_cache, key, weights.hash, WeightsToKeep(groups, *device));
   return weights;
 }
 

@@ -16,6 +16,7 @@
 #include "models/checkpoint.h"
 #include "models/config.h"
 #include "models/families.h"
+#include "models/packed_cache.h"
 
 namespace kvasir {
 
@@ -89,12 +90,16 @@ struct ModelWeights {
   QuantFormat quantization;  // of linear weights, but for routers and for the head, which has int8 where the others have int4
   size_t bytes = 0;          // as packed, padding of the device not counted
   size_t linear_bytes = 0;   // of these, in linear weights
-  std::string hash;          // XXH3-128 over names, shapes, types and all bytes, in hex
+  std::shared_ptr<const PackedFile> mapped;  // where they lie, when they came from the packed cache
+  std::shared_ptr<PackedKeeper> keeper;      // writes them there
+  std::string hash;                          // XXH3-128 over names, shapes, types and all bytes, in hex
 };
 
 struct WeightsOptions {
-  std::optional<DType> dtype;                                            // nullopt = that of the stored embedding
-  QuantFormat quantization;                                              // applied to linear weights
+  std::optional<DType> dtype;  // nullopt = that of the stored embedding
+  QuantFormat quantization;    // applied to linear weights
+  std::string config_text;     // of config.json, for the packed cache
+  PackedCacheOptions packed_cache;
   std::function<bool(double fraction, std::string_view what)> progress;  // after each weight; false ends with Cancelled
 };
 

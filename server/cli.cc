@@ -65,6 +65,15 @@ void AddModelOptions(CLI::App& app, EngineOptions& o) {
       ->check(Quantization())
       ->capture_default_str()
       ->group("Model");
+  Env(app.add_option(
+          "--packed-cache", o.packed_cache,
+          "Folder where packed weights are kept, so that the next start maps them; auto = ~/.cache/kvasir/packed; off"))
+      ->capture_default_str()
+      ->group("Model");
+  Env(app.add_option("--packed-cache-limit", o.packed_cache_limit, "Bytes it may hold; what was unused for longest goes first"))
+      ->transform(Size())
+      ->capture_default_str()
+      ->group("Model");
   Env(app.add_option("--max-model-len,--ctx-size,-c", o.max_model_len, "Longest prompt + answer; 0 = the model's own"))
       ->transform(Size())
       ->capture_default_str()
@@ -267,6 +276,7 @@ void AddTokenizeOptions(CLI::App& app, TokenizeOptions& o) {
 }
 
 void AddBenchOptions(CLI::App& app, BenchOptions& o) {
+  o.engine.packed_cache = "off";  // writing it would disturb what is measured
   AddEngineOptions(app, o.engine);
   app.add_option("what", o.what, "What to measure: engine (with a model), kernels")
       ->required()

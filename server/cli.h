@@ -15,21 +15,23 @@ namespace kvasir {
 
 // What is loaded and how it runs: shared by serve, generate and bench engine.
 struct EngineOptions {
-  std::string model;                    // a folder, or ORG/NAME[@REVISION] of a hub until ResolveModel has made it one
-  std::string revision;                 // of a hub model; empty = main, or what the model's name says
-  std::string download_dir;             // empty = the cache shared with Hugging Face's tools
-  bool pull = true;                     // fetch a hub model that is not in the cache
-  std::string device = "auto";          // auto | cpu | reference | cuda
-  int threads = 0;                      // 0 = all the process may use
-  std::string dtype = "auto";           // auto | float32 | float16 | bfloat16
-  std::string quantization = "none";    // see ParseQuantFormat
-  std::string kv_cache_dtype = "auto";  // auto | float32 | float16 | bfloat16
-  int64_t max_model_len = 0;            // 0 = the model's own
+  std::string model;                               // a folder, or ORG/NAME[@REVISION] of a hub until ResolveModel has made it one
+  std::string revision;                            // of a hub model; empty = main, or what the model's name says
+  std::string download_dir;                        // empty = the cache shared with Hugging Face's tools
+  bool pull = true;                                // fetch a hub model that is not in the cache
+  std::string device = "auto";                     // auto | cpu | reference | cuda
+  int threads = 0;                                 // 0 = all the process may use
+  std::string dtype = "auto";                      // auto | float32 | float16 | bfloat16
+  std::string quantization = "none";               // see ParseQuantFormat
+  std::string packed_cache = "auto";               // auto = ~/.cache/kvasir/packed | off | a folder
+  int64_t packed_cache_limit = int64_t{32} << 30;  // bytes
+  std::string kv_cache_dtype = "auto";             // auto | float32 | float16 | bfloat16
+  int64_t max_model_len = 0;                       // 0 = the model's own
   int64_t max_num_batched_tokens = 512;
   int64_t max_num_seqs = 256;
   int64_t max_waiting_requests = 1024;
   int64_t long_prefill_token_threshold = 0;
-  int64_t block_size = 0;  // 0 = 16, or 256 for a model with recurrent state
+  int64_t block_size = 0;             // 0 = 16, or 256 for a model with recurrent state
   int64_t num_blocks = 0;             // --num-gpu-blocks-override; 0 = from memory
   int64_t kv_cache_memory_bytes = 0;  // 0 = chosen from what the machine has
   bool enable_prefix_caching = true;
@@ -40,7 +42,7 @@ struct EngineOptions {
   std::string override_generation_config;  // a JSON object laid over those defaults
   std::string chat_template;               // a file; empty = the model's own
   std::string chat_template_content_format = "auto";  // auto | string | openai
-  uint64_t seed = 0;                       // for requests that give none; 0 = drawn anew for each
+  uint64_t seed = 0;                                  // for requests that give none; 0 = drawn anew for each
 };
 
 struct ServeOptions {

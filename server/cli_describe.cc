@@ -15,6 +15,8 @@ std::string DescribeOptions(const ServeOptions& o) {
   line("threads", e.threads);
   line("dtype", e.dtype);
   line("quantization", e.quantization);
+  line("packed-cache", e.packed_cache);
+  line("packed-cache-limit", e.packed_cache_limit);
   line("kv-cache-dtype", e.kv_cache_dtype);
   line("max-model-len", e.max_model_len);
   line("max-num-batched-tokens", e.max_num_batched_tokens);

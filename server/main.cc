@@ -1,4 +1,7 @@
 // The composition root: the only file that may include every room.
+#include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/spdlog.h>
+
 #include <cstdio>
 #include <exception>
 #include <iostream>
@@ -24,6 +27,9 @@ int ExitCode(const Status& status) {
 }
 
 int Main(int argc, char** argv) {
+  // Standard output is for answers. serve sets up its own log.
+  spdlog::set_default_logger(std::make_shared<spdlog::logger>("", std::make_shared<spdlog::sinks::stderr_sink_mt>()));
+  spdlog::set_level(spdlog::level::warn);
   auto line = ParseCommandLine(std::vector<std::string>(argv + 1, argv + argc));
   if (!line.ok()) return ExitCode(line.status());
   for (const std::string& warning : line->warnings) std::fprintf(stderr, "kvasir: %s\n", warning.c_str());

@@ -1,6 +1,9 @@
 #include "server/runtime.h"
 
+#include <spdlog/spdlog.h>
+
 #include <algorithm>
+#include <cstdlib>
 
 #include "models/fs.h"
 #include "scheduler/policies.h"
@@ -132,6 +135,16 @@ EngineConfig MakeEngineConfig(const EngineOptions& options, const Runtime& runti
   return config;
 }
 
+// Beside the other caches of the user. Without a home there is none.
+std::string PackedCacheFolder(const std::string& option) {
+  if (option == "off") return "";
+  if (option != "auto") return option;
+  const char* cache = std::getenv("XDG_CACHE_HOME");
+  if (cache != nullptr && cache[0] == '/') return std::string(cache) + "/kvasir/packed";
+  const char* home = std::getenv("HOME");
+  return home != nullptr && home[0] == '/' ? std::string(home) + "/.cache/kvasir/packed" : "";
+}
+
 }  // namespace
 
 std::string FormatBytes(double bytes) {
@@ -165,6 +178,9 @@ StatusOr<std::unique_ptr<Runtime>> Runtime::Create(const EngineOptions& options,
   LoadOptions load;
   load.dtype = ParseDType(options.dtype);
   KVASIR_ASSIGN_OR_RETURN(load.quantization, ParseQuantFormat(options.quantization));
+  load.packed_cache = {.dir = PackedCacheFolder(options.packed_cache),
+                       .limit_bytes = uint64_t(options.packed_cache_limit),
+                       .remark = [](const std::string& text) { spdlog::info("{}", text); }};
   load.max_step_tokens = int(options.max_num_batched_tokens);
   load.progress = std::move(progress);
   load.max_model_len = options.max_model_len;
@@ -212,12 +228,13 @@ std::string Runtime::Describe() const {
   const ModelConfig& config = model->config();
   const KvArenaPlan& plan = cache->plan();
   std::string text = fmt::format(
-      "{}: {:.1f}M parameters, {} layers, hidden {}, {} query / {} KV heads of {}, vocabulary {}; weights {}, {}\n"
+      "{}: {:.1f}M parameters, {} layers, hidden {}, {} query / {} KV heads of {}, vocabulary {}; weights {}, {}{}\n"
       "device: {}\n"
       "KV cache: {} in {} blocks of {} tokens",
       config.architecture, double(config.parameter_count()) / 1e6, config.num_layers, config.hidden_size, config.num_q_heads,
       config.num_kv_heads, config.head_dim, config.vocab_size, FormatBytes(double(model->weight_bytes())),
-      model->quantization() ? Name(model->quantization()) : std::string(Name(config.dtype)), device->Info().name,
+      model->quantization() ? Name(model->quantization()) : std::string(Name(config.dtype)),
+      model->weights_mapped() ? ", mapped from the packed cache" : "", device->Info().name,
       FormatBytes(double(num_blocks) * double(plan.extent_bytes)), num_blocks, kv_layout.block_tokens);
   if (kv_groups.size() == 1 && kv_groups[0].window == 0) {
     return text + fmt::format(" = {} tokens ({} per token, {}); longest request {} tokens", pool_tokens,

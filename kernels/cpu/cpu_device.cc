@@ -68,7 +68,7 @@ StatusOr<Weight> CpuDevice::PackLinear(std::span<const HostMatrix> parts, DType 
     }
     weight.rows += part.rows;
   }
-  const size_t bytes = size_t(PanelsOf(weight.rows)) * size_t(PanelBytes(weight.cols, dtype, quant));
+  const size_t bytes = PackedBytes(PackingKind::kLinear, weight);
   KVASIR_ASSIGN_OR_RETURN(weight.packed, memory_.Allocate(bytes, parts[0].name, /*huge_pages=*/true));
   PackPanels(team_, parts, dtype, quant, weight.packed);
   return weight;
@@ -77,7 +77,7 @@ StatusOr<Weight> CpuDevice::PackLinear(std::span<const HostMatrix> parts, DType 
 StatusOr<Weight> CpuDevice::PackEmbedding(const HostMatrix& table, DType dtype) {
   KVASIR_RETURN_IF_ERROR(CheckMatrix(table, kMaxElements));
   Weight weight{dtype, table.rows, table.cols, nullptr};
-  const size_t bytes = size_t(table.rows) * size_t(table.cols) * SizeOf(dtype);
+  const size_t bytes = PackedBytes(PackingKind::kEmbedding, weight);
   KVASIR_ASSIGN_OR_RETURN(weight.packed, memory_.Allocate(bytes, table.name, /*huge_pages=*/true));
   PackRows(team_, table, dtype, weight.packed);
   return weight;
@@ -91,12 +91,31 @@ StatusOr<Weight> CpuDevice::PackVector(std::span<const HostMatrix> parts) {
     weight.cols += part.rows * part.cols;
   }
   KVASIR_ASSIGN_OR_RETURN(weight.packed,
-                          memory_.Allocate(size_t(weight.cols) * sizeof(float), parts[0].name, /*huge_pages=*/false));
+                          memory_.Allocate(PackedBytes(PackingKind::kVector, weight), parts[0].name, /*huge_pages=*/false));
   float* to = static_cast<float*>(weight.packed);
   for (const HostMatrix& part : parts) {
     ToFloat(part.data, part.dtype, part.rows * part.cols, to);
     to += part.rows * part.cols;
   }
+  return weight;
+}
+
+// The layouts do not depend on the instruction set. Raise the number whenever the bytes of any packed weight change
+// (PackTest.PackingNameNamesTheseBytes knows when they do).
+std::string CpuDevice::PackingName() const {
+  return "cpu panels 1";
+}
+
+size_t CpuDevice::PackedBytes(PackingKind kind, const Weight& weight) const {
+  if (kind == PackingKind::kLinear)
+    return size_t(PanelsOf(weight.rows)) * size_t(PanelBytes(weight.cols, weight.dtype, weight.quant));
+  return size_t(weight.rows) * size_t(weight.cols) * SizeOf(weight.dtype);
+}
+
+StatusOr<Weight> CpuDevice::AdoptPacked(PackingKind kind, const Weight& described, const void* bytes) {
+  Weight weight = described;
+  weight.packed = const_cast<void*>(bytes);  // kernels only read weights
+  memory_.CountForeign(PackedBytes(kind, described));
   return weight;
 }
 

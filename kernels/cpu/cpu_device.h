@@ -32,6 +32,9 @@ class CpuDevice final : public Device {
   StatusOr<Weight> PackLinear(std::span<const HostMatrix> parts, DType dtype, QuantFormat quant) override;
   StatusOr<Weight> PackEmbedding(const HostMatrix& table, DType dtype) override;
   StatusOr<Weight> PackVector(std::span<const HostMatrix> parts) override;
+  std::string PackingName() const override;
+  size_t PackedBytes(PackingKind kind, const Weight& weight) const override;
+  StatusOr<Weight> AdoptPacked(PackingKind kind, const Weight& described, const void* bytes) override;
 
   void Embed(const Weight& table, std::span<const int32_t> ids, float scale, float* out) override;
   void AddNorm(float* residual, const float* delta, float delta_scale, const Norm& norm, int rows, int width,

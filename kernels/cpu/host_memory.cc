@@ -78,7 +78,7 @@ size_t HostMemory::Available() const {
   const size_t available = AvailableMemory();
   // A promise that was kept shows in our resident memory and is no longer in `available`; the rest still has to come out of it.
   const size_t resident = FieldOf("/proc/self/status", "RssAnon", promised_);
-  const size_t owed = promised_ > resident ? promised_ - resident : 0;
+  const size_t owed = (promised_ > resident ? promised_ - resident : 0) + foreign_;
   return available > owed ? available - owed : 0;
 }
 

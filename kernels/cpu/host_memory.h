@@ -26,10 +26,15 @@ class HostMemory {
   StatusOr<void*> Allocate(size_t bytes, std::string_view what, bool huge_pages);
   void Free(void* buffer);
 
-  // What AvailableMemory says, less what was promised to earlier buffers and not yet touched.
+  // Memory of a mapped file that is in use: the system takes its pages for free ones, but losing them would cost reading them
+  // again.
+  void CountForeign(size_t bytes) { foreign_ += bytes; }
+
+  // What AvailableMemory says, less foreign memory, and less what was promised to earlier buffers and not yet touched.
   size_t Available() const;
 
  private:
+  size_t foreign_ = 0;
   size_t promised_ = 0;                        // bytes of the mapped buffers
   std::unordered_map<void*, size_t> buffers_;  // mapped bytes; 0 = from the heap
 };

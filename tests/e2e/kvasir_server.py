@@ -19,6 +19,7 @@ BIN = os.environ.get("KVASIR_BIN", str(ROOT / "build/release/kvasir"))
 MODELS = pathlib.Path(os.environ.get("KVASIR_TEST_MODELS", str(ROOT / "../shared/models")))
 DEMO = ROOT / "demo"
 TINY = ROOT / "tests/data/tiny"
+os.environ.setdefault("KVASIR_PACKED_CACHE", "off")  # tests leave nothing in the user's cache
 # Sanitizer builds are several times slower: time limits stretch, correctness does not.
 SLOW = float(os.environ.get("KVASIR_TEST_SLOWDOWN", "1"))
 
