@@ -4,8 +4,8 @@
 #include <chrono>
 #include <cstring>
 #include <functional>
-#include <numeric>
 
+#include "bench/attention_bench.h"
 #include "bench/ceilings.h"
 #include "bench/result.h"
 #include "kernels/cpu/cpu_device.h"
@@ -55,7 +55,11 @@ class Bench {
     std::fprintf(stderr, "%s; %s\n", device_->Info().name.c_str(), ToString(machine_).c_str());
     for (const Format& format : kFormats) KVASIR_RETURN_IF_ERROR(Gemv(format));
     for (const Format& format : kFormats) KVASIR_RETURN_IF_ERROR(Gemm(format));
-    KVASIR_RETURN_IF_ERROR(Attention());
+    KVASIR_RETURN_IF_ERROR(
+        RunAttentionBench({.device = device_.get(),
+                           .stream_bytes_per_second = [this] { return StreamBytesPerSecond(); },
+                           .print = [this](const char* id, std::string name, double value, const char* unit, double ceiling,
+                                           double ratio) { Print(id, std::move(name), value, unit, ceiling, ratio); }}));
     EmptyRegion();
     device_->Free(stream_);
     return OkStatus();
@@ -138,50 +142,6 @@ class Bench {
       device_->Free(in);
       device_->Free(out);
     }
-    return OkStatus();
-  }
-
-  // a4: 8 sequences of 4,096 tokens, 8 KV heads of 128 for 32 query heads, in blocks in the order of the text and shuffled.
-  Status Attention() {
-    constexpr int kSequences = 8, kTokens = 4096, kHeads = 8, kGroup = 4, kDim = 128;
-    const KvLayout layout = {.dtype = DType::kBF16, .num_layers = 1, .num_kv_heads = kHeads, .head_dim = kDim};
-    const int blocks = kTokens / layout.block_tokens;
-    const size_t bytes = layout.block_bytes() * size_t(blocks) * kSequences;
-    KVASIR_ASSIGN_OR_RETURN(void* const base, device_->Allocate(bytes, "benchmark KV"));
-    std::memset(base, 0x3c, bytes);
-    KVASIR_ASSIGN_OR_RETURN(float* const q, Floats(int64_t{kSequences} * kHeads * kGroup * kDim));
-    KVASIR_ASSIGN_OR_RETURN(float* const out, Floats(int64_t{kSequences} * kHeads * kGroup * kDim));
-    std::vector<uint32_t> orders[2];
-    for (auto& order : orders) {
-      order.resize(size_t(blocks) * kSequences);
-      std::iota(order.begin(), order.end(), 0u);
-    }
-    Rng rng(2);
-    for (size_t i = orders[1].size(); i > 1; --i) std::swap(orders[1][i - 1], orders[1][rng.Below(i)]);
-    std::vector<double> stream, paged, ratios, relative;
-    const auto attend = [&](const std::vector<uint32_t>& order) {
-      std::vector<SequenceTable> tables;
-      std::vector<SequenceSlice> slices;
-      for (int s = 0; s < kSequences; ++s) {
-        tables.push_back({order.data() + s * blocks, kTokens, nullptr});
-        slices.push_back({s, 1, s});
-      }
-      const PagedKv kv = {static_cast<std::byte*>(base), layout.block_bytes(), layout, tables};
-      return Seconds([&] { device_->Attention(q, 0, {.num_q_heads = kHeads * kGroup, .scale = 0.088f}, slices, kv, out); });
-    };
-    for (int i = 0; i < kRepetitions; ++i) {
-      stream.push_back(StreamBytesPerSecond());
-      const double contiguous = attend(orders[0]);
-      paged.push_back(attend(orders[1]));
-      ratios.push_back(double(bytes) / paged.back() / stream.back());
-      relative.push_back(paged.back() / contiguous);
-    }
-    Print("a4", "decode attention, 8 x 4096 tokens", double(bytes) / Median(paged) / 1e9, "GB/s", Median(stream) / 1e9,
-          Median(ratios));
-    Print("a4", "shuffled blocks over blocks in order", Median(relative), "x", 1, 1 / Median(relative));
-    device_->Free(base);
-    device_->Free(q);
-    device_->Free(out);
     return OkStatus();
   }
 

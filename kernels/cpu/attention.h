@@ -4,6 +4,9 @@
 // the pages. When there are
 // fewer items than threads want, items are also cut at split boundaries; since splits lie at absolute slots and are always
 // merged in order, a query row's result is bit-identical for any batch, chunk and thread count.
+//
+// Sequences whose tables begin with the same blocks read those once (cascade attention): a split that several of them hold is
+// computed for the queries of all, and each goes on from its own share of the results. The order of sums is the same as alone.
 #pragma once
 
 #include <cstddef>
@@ -25,6 +28,25 @@ class AttentionWorkspace {
     int64_t first_partial = 0;  // in floats
   };
 
+  // A split held by several sequences: members [first, last) of `members`.
+  struct SharedSplit {
+    int64_t split = 0;
+    int first = 0, last = 0;
+  };
+  // A sequence that shares splits: all its query rows, and its first row among those of `rows`.
+  struct Member {
+    const SequenceSlice* slice = nullptr;
+    int first_row = 0;
+    int64_t shared = 0;  // leading splits it shares with others
+    int64_t first_prior = 0;
+  };
+  std::vector<Member> members;  // in the order of their tables
+  std::vector<const SequenceSlice*> others;
+  std::vector<SharedSplit> shared_splits;
+  std::vector<int32_t> rows;         // query rows of the members, one after another
+  std::vector<const float*> priors;  // see AttendTask: of a member's query head h, first_prior + h * shared + split
+  float* Shared(size_t floats) { return reinterpret_cast<float*>(Grow(shared_, shared_bytes_, floats * sizeof(float))); }
+
   std::vector<Item> items;
   std::vector<int64_t> first_piece;  // prefix sums of pieces per item, when items are split
   // 64-byte aligned bytes, at least as many as asked; contents are lost when it grows.
@@ -38,9 +60,13 @@ class AttentionWorkspace {
   using Buffer = std::unique_ptr<unsigned char[], FreeDeleter>;
   static unsigned char* Grow(Buffer& buffer, size_t& have, size_t bytes);
 
-  Buffer threads_, partials_;
-  size_t threads_bytes_ = 0, partials_bytes_ = 0;
+  Buffer threads_, partials_, shared_;
+  size_t threads_bytes_ = 0, partials_bytes_ = 0, shared_bytes_ = 0;
 };
+
+// Fills members, shared_splits and rows of the workspace: sequences of at most `most_rows` query rows with dense tables that hold
+// the same splits. Nothing when none do.
+void FindSharedSplits(AttentionWorkspace& workspace, std::span<const SequenceSlice> slices, const PagedKv& kv, int most_rows);
 
 // Device::Attention. q and out [rows, num_q_heads * head_dim].
 void CpuAttention(const AttentionKernels& kernels, ThreadTeam& team, AttentionWorkspace& workspace, const float* q, int layer,

@@ -98,7 +98,8 @@ void PrepareQueries(const AttendTask& task, int padded, State& s) {
   const float factor = task.scale * kLog2E;
   for (int r = 0; r < task.rows; ++r) {
     for (int h = 0; h < task.group; ++h) {
-      const float* q = task.q + r * task.row_stride + int64_t{h} * task.head_dim;
+      const int64_t row = task.row_ids != nullptr ? task.row_ids[r] : r;
+      const float* q = task.q + row * task.row_stride + int64_t{h} * task.head_dim;
       const int64_t n = int64_t{r} * task.group + h;
       for (int j = 0; j < padded; j += kLanes) {
         const int left = task.head_dim - j;
@@ -367,6 +368,7 @@ struct Range {
 };
 
 Range VisibleSlots(const AttendTask& task, int64_t row) {
+  if (task.row_ids != nullptr) return {0, task.first_end};
   const int64_t end = task.first_end + row;
   const int64_t begin = task.window > 0 && end > task.window ? end - task.window : 0;
   return {begin, end};
@@ -467,6 +469,14 @@ void Merge(float max, float sum, const float* acc, int padded, float& run_max, f
   run_max = new_max;
 }
 
+// The splits computed before, for query n.
+void MergePrior(const AttendTask& task, int n, int padded, float& run_max, float& run_sum, float* run_acc) {
+  for (int64_t i = 0; i < task.num_prior; ++i) {
+    const float* partial = task.prior[i] + int64_t{n} * (padded + 16);
+    Merge(partial[padded], partial[padded + 1], partial, padded, run_max, run_sum, run_acc);
+  }
+}
+
 void WriteOut(const AttendTask& task, int query, float max, float sum, const float* acc) {
   const int head = query % task.group;
   float* out = task.out + query / task.group * task.out_stride + int64_t{head} * task.value_dim;
@@ -486,7 +496,10 @@ void Attend(const AttendTask& task) {
   const int queries = task.rows * task.group, padded = PaddedHeadDim(task.head_dim);
   State s = Carve(task, queries, padded);
   PrepareQueries<F>(task, padded, s);
-  for (int n = 0; n < queries; ++n) s.run_sum[n] = 0;
+  for (int n = 0; n < queries; ++n) {
+    s.run_sum[n] = 0;
+    if (task.partials == nullptr) MergePrior(task, n, padded, s.run_max[n], s.run_sum[n], s.run_acc + int64_t{n} * padded);
+  }
   for (int64_t split = task.split_begin; split < task.split_end; ++split) {
     Split<F>(task, split, queries, padded, s);
     float* partial = task.partials == nullptr
@@ -514,6 +527,7 @@ void MergeSplits(const AttendTask& task) {
   State s = Carve(task, queries, padded);
   for (int n = 0; n < queries; ++n) {
     float max = 0, sum = 0;
+    MergePrior(task, n, padded, max, sum, s.run_acc);
     for (int64_t split = 0; split < task.split_end - task.split_begin; ++split) {
       const float* partial = task.partials + split * AttendPartialFloats(queries, task.head_dim) + int64_t{n} * (padded + 16);
       Merge(partial[padded], partial[padded + 1], partial, padded, max, sum, s.run_acc);

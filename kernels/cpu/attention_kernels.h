@@ -40,6 +40,8 @@ struct AttendTask {
   int value_dim = 0;       // of the output: head_dim, or the leading part of a key where keys are values too
   bool keys_only = false;  // values are the keys' first value_dim elements
 
+  // Rows of several sequences, over splits that all of them share and see whole: row r is row_ids[r] then.
+  const int32_t* row_ids = nullptr;
   const float* q = nullptr;  // query (row, head) at q + row * row_stride + head * head_dim
   float* out = nullptr;      // output at out + row * out_stride + head * value_dim
   int64_t row_stride = 0, out_stride = 0;
@@ -51,6 +53,9 @@ struct AttendTask {
   int window = 0;                // 0 = all
   int64_t first_end = 0;         // row r sees slots [max(0, first_end + r - window), first_end + r)
 
+  // Partials of the splits before split_begin, computed with other sequences: the first of this task's queries in each.
+  const float* const* prior = nullptr;
+  int64_t num_prior = 0;
   int64_t split_begin = 0;  // splits this call computes (or merges)
   int64_t split_end = 0;
   float* partials = nullptr;  // nullptr: merge on the way and write out. Else [split_end - split_begin][AttendPartialFloats]

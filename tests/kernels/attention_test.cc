@@ -115,6 +115,74 @@ TEST_P(AttentionTest, EqualsDenseAttentionOverLongContexts) {
   }
 }
 
+// Sequences that begin with the same blocks, in every way of sharing them: their splits are computed together, and nobody's bits
+// depend on whom with.
+TEST_P(AttentionTest, SharedPrefixesChangeNoBit) {
+  const auto device = MakeDevice(GetParam());
+  constexpr int kBlocks[] = {16, 16, 16, 32, 48, 256}, kGroups[] = {1, 2, 4, 7, 70}, kDims[] = {16, 20, 64};
+  for (uint64_t seed = 1; seed <= (GetParam().name == "reference" ? 2 : 24); ++seed) {
+    Rng rng(seed);
+    KvLayout layout = {.dtype = DType(rng.Below(3)), .block_tokens = kBlocks[rng.Below(std::size(kBlocks))], .num_layers = 2};
+    layout.num_kv_heads = int(rng.Between(1, 2));
+    layout.head_dim = kDims[rng.Below(std::size(kDims))];
+    const int group = kGroups[rng.Below(std::size(kGroups))], heads = group * layout.num_kv_heads;
+    if (layout.num_kv_heads == 1 && rng.Chance(0.3)) layout.value_dim = layout.head_dim / 2;
+    SCOPED_TRACE(fmt::format("seed {} block {} group {} {}", seed, layout.block_tokens, group, Name(layout.dtype)));
+
+    // A tree of texts: each begins with a part of an earlier one, cut at a block, and has at least one slot of its own.
+    const int texts = int(rng.Between(2, 9));
+    std::vector<std::vector<uint32_t>> blocks(texts);
+    std::vector<int> slots(texts), rows(texts);
+    uint32_t next = 0;
+    for (int t = 0; t < texts; ++t) {
+      const int whole = int(rng.Below(2300 / layout.block_tokens));
+      if (t > 0 && rng.Chance(0.85)) {
+        const int from = int(rng.Below(t));
+        const size_t kept =
+            std::min<size_t>(blocks[from].size() - 1, rng.Chance(0.5) ? 1u << 20 : rng.Below(2300 / layout.block_tokens));
+        blocks[t].assign(blocks[from].begin(), blocks[from].begin() + int64_t(kept));
+      }
+      while (int(blocks[t].size()) < whole) blocks[t].push_back(next++);
+      blocks[t].push_back(next++);
+      const int own = int(rng.Between(1, layout.block_tokens));
+      slots[t] = int(blocks[t].size() - 1) * layout.block_tokens + own;
+      rows[t] = rng.Chance(0.7) ? 1 : int(rng.Between(1, std::min(own, 40)));
+    }
+    const size_t bytes = layout.block_bytes() * next;
+    auto* const base = static_cast<std::byte*>(device->Allocate(bytes, "test KV").value());
+    std::vector<std::byte> pages(bytes);
+    for (size_t at = 0; at + 4 <= bytes; at += SizeOf(layout.dtype)) {
+      const float x = float(rng.Uniform() - 0.5);
+      const uint16_t half = layout.dtype == DType::kF16 ? F32ToF16(x) : F32ToBF16(x);
+      std::memcpy(&pages[at], layout.dtype == DType::kF32 ? static_cast<const void*>(&x) : &half, SizeOf(layout.dtype));
+    }
+    device->CopyToDevice(base, pages.data(), bytes);
+    std::vector<SequenceTable> tables;
+    std::vector<SequenceSlice> slices;
+    int all_rows = 0;
+    for (int t = 0; t < texts; ++t) {
+      tables.push_back({blocks[t].data(), slots[t], nullptr});
+      slices.push_back({all_rows, rows[t], t});
+      all_rows += rows[t];
+    }
+    const PagedKv kv = {base, layout.block_bytes(), layout, tables};
+    const int out_dim = layout.value_dim > 0 ? layout.value_dim : layout.head_dim;
+    std::vector<float> host(size_t(all_rows) * heads * layout.head_dim), together(size_t(all_rows) * heads * out_dim),
+        alone = together;
+    for (float& x : host) x = float(rng.Uniform() * 4 - 2);
+    float* const q = static_cast<float*>(device->Allocate(host.size() * 4, "q").value());
+    float* const out = static_cast<float*>(device->Allocate(together.size() * 4, "out").value());
+    device->CopyToDevice(q, host.data(), host.size() * 4);
+    const AttentionParams params = {.num_q_heads = heads, .scale = 0.25f, .softcap = rng.Chance(0.3) ? 3.0f : 0.0f};
+    device->Attention(q, 1, params, slices, kv, out);
+    device->CopyToHost(together.data(), out, together.size() * 4);
+    for (const SequenceSlice& slice : slices) device->Attention(q, 1, params, {&slice, 1}, kv, out);
+    device->CopyToHost(alone.data(), out, alone.size() * 4);
+    EXPECT_EQ(std::memcmp(together.data(), alone.data(), alone.size() * 4), 0);
+    for (void* buffer : {static_cast<void*>(base), static_cast<void*>(q), static_cast<void*>(out)}) device->Free(buffer);
+  }
+}
+
 TEST_P(AttentionTest, WideHeadsAndLatentKeys) {
   const auto device = MakeDevice(GetParam());
   const KvShape shapes[] = {{DType::kBF16, 16, 1, 1, 70, 576, 0, 512},          {DType::kF32, 16, 1, 1, 3, 1024, 20},
