@@ -39,7 +39,9 @@ DeviceInfo CpuDevice::Info() const {
 }
 
 StatusOr<void*> CpuDevice::Allocate(size_t bytes, std::string_view what) {
-  return memory_.Allocate(bytes, what, /*huge_pages=*/false);
+  // Long contexts are read in short runs all over the KV pool: with small pages every one misses the TLB.
+  constexpr size_t kLarge = size_t{64} << 20;
+  return memory_.Allocate(bytes, what, /*huge_pages=*/bytes >= kLarge);
 }
 void CpuDevice::Free(void* buffer) {
   memory_.Free(buffer);
