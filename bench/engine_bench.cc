@@ -115,7 +115,7 @@ Status BenchModel(const BenchOptions& options) {
                              options.prompt_tokens, options.decode_tokens, runtime->max_model_len);
     }
     std::vector<double> prefill, decode;
-    for (int repetition = 0; repetition < 3; ++repetition) {
+    for (int repetition = 0; repetition < int(options.repetitions); ++repetition) {
       KVASIR_ASSIGN_OR_RETURN(const Timing timing, RunBatch(*runtime, options, batch, uint64_t(repetition)));
       prefill.push_back(double(batch * options.prompt_tokens) / timing.prefill_seconds);
       decode.push_back(double(timing.decode_tokens) / timing.decode_seconds);
@@ -126,11 +126,11 @@ Status BenchModel(const BenchOptions& options) {
     const double decode_ceiling = double(batch) / DecodeFloorSeconds(*runtime, machine, batch, context);
     const int64_t tokens = batch * options.prompt_tokens;
     const double prefill_ceiling = double(tokens) / PrefillFloorSeconds(*runtime, machine, tokens, options.prompt_tokens);
-    PrintResult({"", fmt::format("prefill, {} x {} tokens", batch, options.prompt_tokens), prefill[1], "tok/s", prefill_ceiling,
-                 prefill[1] / prefill_ceiling},
+    PrintResult({"", fmt::format("prefill, {} x {} tokens", batch, options.prompt_tokens), prefill[prefill.size() / 2], "tok/s", prefill_ceiling,
+                 prefill[prefill.size() / 2] / prefill_ceiling},
                 options.json);
-    PrintResult({"", fmt::format("decode, batch {}, context ~{:.0f}", batch, context), decode[1], "tok/s", decode_ceiling,
-                 decode[1] / decode_ceiling},
+    PrintResult({"", fmt::format("decode, batch {}, context ~{:.0f}", batch, context), decode[decode.size() / 2], "tok/s", decode_ceiling,
+                 decode[decode.size() / 2] / decode_ceiling},
                 options.json);
   }
   return OkStatus();
@@ -139,7 +139,7 @@ Status BenchModel(const BenchOptions& options) {
 }  // namespace
 
 Status RunBenchEngine(const BenchOptions& options) {
-  if (!options.null_model) KVASIR_RETURN_IF_ERROR(BenchModel(options));
+  if (!options.null_model) return BenchModel(options);
   for (const EngineNullResult& r : RunEngineNullBench({})) {
     PrintResult({r.id, r.case_name, r.value, r.unit, r.ceiling, r.ratio}, options.json);
   }

@@ -287,7 +287,11 @@ void AddBenchOptions(CLI::App& app, BenchOptions& o) {
       ->transform(Size())
       ->capture_default_str()
       ->group("Bench");
-  app.add_flag("--null-model", o.null_model, "Only the engine's own cost, with a model that computes nothing")->group("Bench");
+  app.add_option("--repetitions", o.repetitions, "Of each case of a model; the median counts")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str()
+      ->group("Bench");
+  app.add_flag("--null-model", o.null_model, "The engine's own cost instead, with a model that computes nothing")->group("Bench");
   app.add_flag("--json", o.json, "One JSON line per case")->group("Bench");
 }
 

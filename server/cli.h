@@ -108,7 +108,8 @@ struct BenchOptions {
   std::vector<int64_t> batches = {1, 8, 32};
   int64_t prompt_tokens = 256;
   int64_t decode_tokens = 64;
-  bool null_model = false;  // only the engine's own cost
+  int64_t repetitions = 3;
+  bool null_model = false;  // the engine's own cost instead
   bool json = false;
 };
 
