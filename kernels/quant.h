@@ -4,7 +4,8 @@
 // Weights are quantised along the input (K), in groups that share a scale:
 //   int8: w ~ scale * q,        q in -127..127, scale = max |w| / 127
 //   int4: w ~ scale * q + low,  q in 0..15, low = min w, scale = (max w - min w) / 15
-// scale and low are float16; q is rounded to the nearest by the stored scale.
+// scale and low are float16; q is rounded to the nearest by the stored scale. Weights that come quantised (HostMatrix::quant)
+// bring their own scale, low and q, and q may then be -128.
 //
 // Activations are quantised on the fly, each row by itself, kQuantBlock values together:
 //   x ~ scale * q, q in -127..127, scale = max |x| / 127 in float32, q = x * (1 / scale) rounded to nearest, ties to even.

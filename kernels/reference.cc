@@ -104,6 +104,9 @@ class ReferenceDevice final : public Device {
         return InvalidArgument("'{}' is [{}, {}]; it is packed with '{}' [{}, {}] and must be non-empty and have as many columns",
                                part.name, part.rows, part.cols, parts[0].name, parts[0].rows, parts[0].cols);
       }
+      if (part.quant && part.quant != quant) {
+        return InvalidArgument("'{}' is quantised as {} but is to be packed as {}", part.name, Name(part.quant), Name(quant));
+      }
       rows += part.rows;
     }
     if (quant) return PackQuantised(parts, dtype, rows, quant);
@@ -336,23 +339,36 @@ class ReferenceDevice final : public Device {
 
   // Keeps what the codes stand for, as float32.
   StatusOr<Weight> PackQuantised(std::span<const HostMatrix> parts, DType dtype, int64_t rows, QuantFormat quant) {
-    const int64_t cols = parts[0].cols, size = quant.GroupSize(cols);
-    KVASIR_ASSIGN_OR_RETURN(const Weight rounded, Pack(parts, dtype, rows, cols));
-    KVASIR_ASSIGN_OR_RETURN(Weight weight, Pack(parts, DType::kF32, rows, cols));
-    weight.quant = quant;
-    std::vector<float> values(static_cast<size_t>(size));
-    std::vector<int8_t> codes(values.size());
-    for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t first = 0; first < cols; first += size) {
-        const int64_t count = std::min(size, cols - first), at = i * cols + first;
-        for (int64_t j = 0; j < count; ++j) values[j] = LoadElement(rounded.packed, dtype, at + j);
-        const QuantGroup group = QuantizeGroup(quant.kind, values.data(), count, codes.data());
-        const double scale = F16ToF32(group.scale), low = F16ToF32(group.low);
-        for (int64_t j = 0; j < count; ++j) StoreElement(weight.packed, DType::kF32, at + j, float(scale * codes[j] + low));
-      }
+    const int64_t cols = parts[0].cols;
+    KVASIR_ASSIGN_OR_RETURN(void* packed, Allocate(size_t(rows) * size_t(cols) * sizeof(float), parts[0].name));
+    float* row = static_cast<float*>(packed);
+    for (const HostMatrix& part : parts) {
+      for (int64_t i = 0; i < part.rows; ++i, row += cols) QuantisedRow(part, i, dtype, quant, row);
     }
-    Free(rounded.packed);
-    return weight;
+    return Weight{DType::kF32, rows, cols, packed, quant};
+  }
+
+  static void QuantisedRow(const HostMatrix& part, int64_t i, DType dtype, QuantFormat quant, float* out) {
+    const int64_t cols = part.cols, size = quant.GroupSize(cols), groups = quant.Groups(cols);
+    std::vector<int8_t> codes(static_cast<size_t>(size));
+    float rounded = 0;
+    for (int64_t first = 0; first < cols; first += size) {
+      const int64_t count = std::min(size, cols - first), at = i * cols + first;
+      QuantGroup group;
+      if (part.quant) {
+        group.scale = part.scales[i * groups + first / size];
+        if (part.lows != nullptr) group.low = part.lows[i * groups + first / size];
+        std::copy_n(static_cast<const int8_t*>(part.data) + at, count, codes.begin());
+      } else {
+        for (int64_t j = 0; j < count; ++j) {
+          StoreElement(&rounded, dtype, 0, LoadElement(part.data, part.dtype, at + j));
+          out[first + j] = LoadElement(&rounded, dtype, 0);
+        }
+        group = QuantizeGroup(quant.kind, out + first, count, codes.data());
+      }
+      const double scale = F16ToF32(group.scale), low = F16ToF32(group.low);
+      for (int64_t j = 0; j < count; ++j) out[first + j] = float(scale * codes[j] + low);
+    }
   }
 
   // A row of a linear layer; with a bfloat16 weight the input is rounded first, with a quantised one it is quantised.

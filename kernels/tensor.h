@@ -26,6 +26,11 @@ struct HostMatrix {
   int64_t rows = 0;
   int64_t cols = 0;
   std::string name;  // for error messages
+  // When set, the matrix is quantised already: data is int8 codes [rows, cols] (meaning: quant.h), and these are float16
+  // [rows, quant.Groups(cols)].
+  QuantFormat quant = {};
+  const uint16_t* scales = nullptr;
+  const uint16_t* lows = nullptr;  // int4 only
 };
 
 // A weight living on a device in the layout that device likes. Made by Device::Pack*, freed with the device.

@@ -125,15 +125,14 @@ void ParseActivation(Fields& fields, const Family& family, ModelConfig* config) 
   fields.Fail(InvalidArgument("{} '{}' is not supported; supported: {}", family.activation_key, name, supported));
 }
 
-void RefuseQuantization(Fields& fields, const Family& family) {
+void ParseQuantization(Fields& fields, const Family& family, ModelConfig* config) {
   for (const char* key : {"quantization_config", "compression_config"}) {
     const json* quant = fields.Find(key);
     if (quant == nullptr) continue;
-    const auto method = quant->is_object() ? quant->find("quant_method") : quant->end();
-    const bool mxfp4 = method != quant->end() && *method == "mxfp4" && family.expert_storage == ExpertStorage::kInterleaved;
-    if (mxfp4) continue;  // widened to 16 bits at load, exactly
-    fields.Fail(InvalidArgument("{}: quantised weights ({}) are not supported; use the float32, float16 or bfloat16 model", key,
-                                method != quant->end() ? Shown(*method) : std::string("no quant_method")));
+    StatusOr<QuantizedConfig> parsed = ParseQuantizedConfig(*quant, family.expert_storage == ExpertStorage::kInterleaved);
+    if (!parsed.ok()) return fields.Fail(AtPlace(key, parsed.status()));
+    config->quantized = std::move(*parsed);
+    return;
   }
 }
 
@@ -154,7 +153,8 @@ bool HasBias(Fields& fields, const BiasRule& rule) {
 
 void ParseVariants(Fields& fields, Fields& top, const Family& family, ModelConfig* config) {
   ParseActivation(fields, family, config);
-  RefuseQuantization(fields, family);
+  ParseQuantization(fields, family, config);
+  if (!config->quantized && &top != &fields) ParseQuantization(top, family, config);  // multimodal ones have it outside
   config->norm = family.norm;
   config->norm_bias = family.norm_bias;
   config->norm_plus_one = family.norm_plus_one;

@@ -12,6 +12,7 @@
 #include "kernels/device.h"
 #include "kernels/status.h"
 #include "kernels/tensor.h"
+#include "models/quantized_config.h"
 
 namespace kvasir {
 
@@ -109,7 +110,8 @@ struct ModelConfig {
   bool embed_scale_rounded = false;  // to the type computed in, as the model was trained (Gemma)
   float logit_scale = 1, logit_softcap = 0;
   bool tie_word_embeddings = false;
-  DType dtype = DType::kF32;           // as stored
+  DType dtype = DType::kF32;  // as stored
+  QuantizedConfig quantized;
   std::vector<int32_t> eos_token_ids;  // generation_config.json's list wins over config.json's
   std::optional<int32_t> bos_token_id;
 

@@ -70,7 +70,7 @@ std::vector<KvGroup> Decoder::kv_groups(int block_tokens, std::optional<DType> k
 std::string Decoder::fingerprint() const {
   const DeviceInfo info = device_->Info();
   std::string identity = fmt::format("{} {} {} {} {} {}", weights_.hash, Numerics(config_), Name(weights_.dtype),
-                                     Name(weights_.quantization), info.backend, info.name.substr(0, info.name.find(',')));
+                                     weights_.formats, info.backend, info.name.substr(0, info.name.find(',')));
   for (const Rotation& rotation : rotations_) {
     identity += fmt::format(" rope {:a}", rotation.scale);
     for (const double f : rotation.frequencies) identity += fmt::format(" {:a}", f);

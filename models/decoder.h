@@ -21,6 +21,7 @@ class Decoder : public Model {
   size_t weight_bytes() const override { return weights_.bytes; }
   size_t linear_bytes() const override { return weights_.linear_bytes; }
   QuantFormat quantization() const override { return weights_.quantization; }
+  std::string formats() const override { return weights_.formats; }
   bool weights_mapped() const override { return weights_.mapped != nullptr; }
   int64_t max_model_len() const override { return max_model_len_; }
   std::vector<KvGroup> kv_groups(int block_tokens, std::optional<DType> kv_dtype) const override;

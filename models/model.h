@@ -24,9 +24,10 @@ struct ForwardInput {
 
 struct LoadOptions {
   std::optional<DType> dtype;  // nullopt = as stored ("auto")
-  QuantFormat quantization;    // of linear weights, at load
-  int max_step_tokens = 512;   // rows the activations are sized for
-  int max_logits_rows = 64;    // rows of logits computed at a time
+  // Of linear weights. nullopt = as the checkpoint stores them; none = as plain values, also where they are stored quantised.
+  std::optional<QuantFormat> quantization;
+  int max_step_tokens = 512;  // rows the activations are sized for
+  int max_logits_rows = 64;   // rows of logits computed at a time
   // Longest text that will be served; 0 = max_position_embeddings. Positions at or beyond it are refused. With dynamic NTK
   // scaling the rotation of every position depends on it (models/rope.h), so it is part of the fingerprint.
   int64_t max_model_len = 0;
@@ -48,10 +49,11 @@ class Model {
   virtual std::vector<KvGroup> kv_groups(int block_tokens, std::optional<DType> kv_dtype) const = 0;
   virtual std::string fingerprint() const = 0;  // of weights and numerics: cached KV is valid only under the same one
   virtual size_t weight_bytes() const = 0;
-  virtual size_t linear_bytes() const = 0;  // of these, in linear weights: all but embeddings and vectors
-  virtual QuantFormat quantization() const = 0;
-  virtual bool weights_mapped() const = 0;    // from the packed cache
-  virtual int64_t max_model_len() const = 0;  // positions are below this
+  virtual size_t linear_bytes() const = 0;       // of these, in linear weights: all but embeddings and vectors
+  virtual QuantFormat quantization() const = 0;  // of most linear weights
+  virtual std::string formats() const = 0;       // of all of them, as people read it
+  virtual bool weights_mapped() const = 0;       // from the packed cache
+  virtual int64_t max_model_len() const = 0;     // positions are below this
 
   // Computes the final hidden state of every row and appends the KV of its tokens. May return before the device is done; an input
   // that does not fit (too many rows, an id or position out of range) is refused before anything runs.

@@ -8,23 +8,20 @@
 namespace kvasir {
 namespace {
 
-// int4 costs the head more than it saves: every token is chosen there.
-QuantFormat FormatOfHead(QuantFormat format) {
-  return format.kind == QuantFormat::Kind::kInt4 ? QuantFormat{QuantFormat::Kind::kInt8, 0} : format;
-}
-
 Status PackGroup(const PartGroup& group, const std::byte* data, const ModelWeights& weights, Device* device) {
   std::vector<HostMatrix> parts;
-  for (const Part& part : group.parts) parts.push_back({data + part.offset, part.dtype, part.out_rows, part.out_cols, part.name});
-  const QuantFormat quant = group.float32 ? QuantFormat()
-                            : group.head  ? FormatOfHead(weights.quantization)
-                                          : weights.quantization;
+  for (const Part& part : group.parts) {
+    parts.push_back({data + part.offset, part.dtype, part.out_rows, part.out_cols, part.name, part.quant});
+    if (!part.quant) continue;
+    parts.back().scales = reinterpret_cast<const uint16_t*>(data + part.scales_offset);
+    parts.back().lows = reinterpret_cast<const uint16_t*>(data + part.lows_offset);
+  }
   const auto pack = [&]() -> StatusOr<Weight> {
     switch (group.kind) {
       case PartGroup::Kind::kEmbedding:
         return device->PackEmbedding(parts[0], weights.dtype);
       case PartGroup::Kind::kLinear:
-        return device->PackLinear(parts, group.float32 ? DType::kF32 : weights.dtype, quant);
+        return device->PackLinear(parts, group.float32 ? DType::kF32 : weights.dtype, group.quant);
       case PartGroup::Kind::kVector:
         return device->PackVector(parts);
     }
@@ -32,7 +29,7 @@ Status PackGroup(const PartGroup& group, const std::byte* data, const ModelWeigh
   };
   KVASIR_ASSIGN_OR_RETURN(*group.packed, pack());
   if (group.also_linear != nullptr) {
-    KVASIR_ASSIGN_OR_RETURN(*group.also_linear, device->PackLinear(parts, weights.dtype, FormatOfHead(weights.quantization)));
+    KVASIR_ASSIGN_OR_RETURN(*group.also_linear, device->PackLinear(parts, weights.dtype, group.also_quant));
   }
   return OkStatus();
 }
@@ -96,25 +93,51 @@ void CountBytes(const PartGroup& group, ModelWeights* weights) {
   weights->linear_bytes += linear + (group.kind == PartGroup::Kind::kLinear ? packed : 0);
 }
 
+// Names the formats of the linear weights, that of the most values first. Routers, which are float32 always, and the head are
+// left out.
+void DescribeFormats(const std::vector<PartGroup>& groups, const QuantizedConfig& stored, ModelWeights* weights) {
+  struct Format {
+    QuantFormat quant;
+    int64_t values = 0;
+    int weights = 0;
+  };
+  std::vector<Format> formats;
+  for (const PartGroup& group : groups) {
+    if (group.kind != PartGroup::Kind::kLinear || group.float32 || group.head) continue;
+    auto format = std::find_if(formats.begin(), formats.end(), [&](const Format& f) { return f.quant == group.packed->quant; });
+    if (format == formats.end()) format = formats.insert(format, {group.packed->quant});
+    format->values += group.packed->rows * group.packed->cols;
+    format->weights += 1;
+  }
+  std::stable_sort(formats.begin(), formats.end(), [](const Format& a, const Format& b) { return a.values > b.values; });
+  if (!formats.empty()) weights->quantization = formats[0].quant;
+  for (const Format& format : formats) {
+    const std::string name = format.quant ? Name(format.quant) : std::string(Name(weights->dtype));
+    weights->formats += fmt::format("{}{}", weights->formats.empty() ? "" : ", ", name);
+    if (formats.size() > 1) weights->formats += fmt::format(" in {}", format.weights);
+  }
+  if (formats.size() > 1) weights->formats += " linear weights";
+  if (stored) weights->formats += fmt::format(" (from {})", Name(stored.method));
+}
+
 }  // namespace
 
 StatusOr<ModelWeights> LoadWeights(const Checkpoint& checkpoint, const std::string& dir, const ModelConfig& config,
                                    const Family& family, Device* device, const WeightsOptions& options) {
   ModelWeights weights;
-  WeightsPlan plan(checkpoint, config, family);
+  WeightsPlan plan(checkpoint, config, family, options);
   plan.Build(&weights);
   KVASIR_RETURN_IF_ERROR(plan.Check(dir));
   std::vector<PartGroup>& groups = plan.groups();
-  const DType stored = *groups[0].parts[0].place.tensor->type->usable;
-  weights.dtype = options.dtype.value_or(stored);
-  weights.quantization = options.quantization;
+  weights.dtype = plan.dtype();
 
   std::string key;
+  const std::string asked = options.quantization ? Name(*options.quantization) : config.quantized ? "as stored" : "none";
   if (!options.packed_cache.dir.empty())
-    key = PackedCacheKey(checkpoint, options.config_text, fmt::format("{} {}", Name(weights.dtype), Name(weights.quantization)),
-                         *device);
+    key = PackedCacheKey(checkpoint, options.config_text, fmt::format("{} {}", Name(weights.dtype), asked), *device);
   if (auto file = FindPacked(options.packed_cache, key); file != nullptr && AdoptWeights(*file, groups, device)) {
     for (const PartGroup& group : groups) CountBytes(group, &weights);
+    DescribeFormats(groups, config.quantized, &weights);
     weights.hash = file->weights_hash();
     weights.mapped = std::move(file);
     if (options.progress && !options.progress(1.0, "packed weights")) return Cancelled("{}: loading was stopped", dir);
@@ -139,6 +162,7 @@ StatusOr<ModelWeights> LoadWeights(const Checkpoint& checkpoint, const std::stri
     const double fraction = static_cast<double>(done) / static_cast<double>(std::max<size_t>(total, 1));
     if (options.progress && !options.progress(fraction, group.parts[0].name)) return Cancelled("{}: loading was stopped", dir);
   }
+  DescribeFormats(groups, config.quantized, &weights);
   weights.hash = Hex(XXH3_128bits(identity.data(), identity.size()));
   if (!key.empty())
     weights.keeper = std::make_shared<PackedKeeper>(options.packed_cache, key, weights.hash, WeightsToKeep(groups, *device));

@@ -87,7 +87,8 @@ struct ModelWeights {
   Weight lm_head;                   // [vocab, hidden], as a linear weight; the embedding once more when tied
   std::vector<LayerWeights> layers;
   DType dtype = DType::kF32;
-  QuantFormat quantization;  // of linear weights, but for routers and for the head, which has int8 where the others have int4
+  QuantFormat quantization;  // of most linear weights; never of routers, and the head has int8 where int4 was asked for
+  std::string formats;       // of all linear weights, as people read it: "int4:128 (from gptq)"
   size_t bytes = 0;          // as packed, padding of the device not counted
   size_t linear_bytes = 0;   // of these, in linear weights
   std::shared_ptr<const PackedFile> mapped;  // where they lie, when they came from the packed cache
@@ -96,9 +97,9 @@ struct ModelWeights {
 };
 
 struct WeightsOptions {
-  std::optional<DType> dtype;  // nullopt = that of the stored embedding
-  QuantFormat quantization;    // applied to linear weights
-  std::string config_text;     // of config.json, for the packed cache
+  std::optional<DType> dtype;               // nullopt = that of the stored embedding
+  std::optional<QuantFormat> quantization;  // of linear weights; nullopt = as the checkpoint stores them
+  std::string config_text;                  // of config.json, for the packed cache
   PackedCacheOptions packed_cache;
   std::function<bool(double fraction, std::string_view what)> progress;  // after each weight; false ends with Cancelled
 };

@@ -13,11 +13,27 @@ using Kind = PartGroup::Kind;
 
 // Tables that old checkpoints carry beside their weights: known and not needed.
 constexpr std::array<std::string_view, 4> kKnownExtras = {"rotary_emb.inv_freq", ".attn.bias", "attention.bias", ".masked_bias"};
+// Quantised ones: how activations and the KV cache were scaled where the checkpoint was made. Here activations are scaled as they
+// come, which is finer.
+constexpr std::array<std::string_view, 9> kQuantExtras = {".input_scale",  ".activation_scale",  ".input_zero_point",
+                                                          ".output_scale", ".output_zero_point", ".k_scale",
+                                                          ".v_scale",      ".input_scale_ub",    ".weight_shape"};
 
 }  // namespace
 
-WeightsPlan::WeightsPlan(const Checkpoint& checkpoint, const ModelConfig& config, const Family& family)
-    : checkpoint_(checkpoint), config_(config), family_(family), names_(family.names), root_(ChooseRoot()) {}
+QuantFormat FormatOfHead(QuantFormat format) {
+  return format.kind == QuantFormat::Kind::kInt4 ? QuantFormat{QuantFormat::Kind::kInt8, 0} : format;
+}
+
+WeightsPlan::WeightsPlan(const Checkpoint& checkpoint, const ModelConfig& config, const Family& family,
+                         const WeightsOptions& options)
+    : checkpoint_(checkpoint),
+      config_(config),
+      family_(family),
+      names_(family.names),
+      root_(ChooseRoot()),
+      asked_dtype_(options.dtype),
+      asked_quantization_(options.quantization) {}
 
 std::string_view WeightsPlan::ChooseRoot() const {
   const bool other = !family_.other_root.empty() &&
@@ -33,13 +49,17 @@ void WeightsPlan::Build(ModelWeights* weights) {
         {.kind = Kind::kEmbedding, .parts = {Matrix(fmt::format("{}{}.weight", root_, name), rows, hidden)}, .packed = packed});
   };
   embedding(names_.embed, config_.vocab_size, &weights->embed);
-  if (config_.tie_word_embeddings) groups_.back().also_linear = &weights->lm_head;
+  if (const std::vector<Part>& table = groups_.back().parts; !table.empty()) dtype_ = asked_dtype_.value_or(table[0].dtype);
+  if (config_.tie_word_embeddings) {
+    groups_.back().also_linear = &weights->lm_head;
+    groups_.back().also_quant = FormatOfHead(asked_quantization_.value_or(QuantFormat()));
+  }
   if (config_.learned_positions) embedding(names_.positions, config_.max_position_embeddings, &weights->positions.emplace());
   weights->layers.resize(config_.num_layers);
   for (int i = 0; i < config_.num_layers; ++i) AddLayer(i, &weights->layers[i]);
   AddNorm(fmt::format("{}{}", root_, names_.final_norm), &weights->final_norm);
   if (!config_.tie_word_embeddings)
-    AddLinear(&weights->lm_head, {Matrix(std::string(names_.lm_head), config_.vocab_size, hidden)}).head = true;
+    AddLinear(&weights->lm_head, {Matrix(std::string(names_.lm_head), config_.vocab_size, hidden)}, false, true);
 }
 
 Status WeightsPlan::Check(const std::string& dir) const {
@@ -48,6 +68,8 @@ Status WeightsPlan::Check(const std::string& dir) const {
   for (const auto& [name, place] : checkpoint_.tensors) {
     bool known = config_.tie_word_embeddings && name.ends_with("lm_head.weight");  // the second name of a tied weight
     for (const std::string_view suffix : kKnownExtras) known = known || name.ends_with(suffix);
+    if (config_.quantized)
+      for (const std::string_view suffix : kQuantExtras) known = known || name.ends_with(suffix);
     if (!known && !wanted_.contains(name)) extra.push_back(name);
   }
   const size_t num_extra = extra.size();
@@ -89,9 +111,8 @@ void WeightsPlan::AddVector(Weight* packed, std::vector<Part> parts) {
   AddGroup({.kind = Kind::kVector, .parts = std::move(parts), .packed = packed});
 }
 
-PartGroup& WeightsPlan::AddLinear(Weight* packed, std::vector<Part> parts, bool float32) {
-  AddGroup({.kind = Kind::kLinear, .parts = std::move(parts), .packed = packed, .float32 = float32});
-  return groups_.back();
+void WeightsPlan::AddLinear(Weight* packed, std::vector<Part> parts, bool float32, bool head) {
+  AddGroup({.kind = Kind::kLinear, .parts = std::move(parts), .packed = packed, .float32 = float32, .head = head});
 }
 
 void WeightsPlan::AddNorm(const std::string& name, NormWeights* norm) {
@@ -340,36 +361,73 @@ void WeightsPlan::AddInterleavedExpert(const std::string& prefix, int expert, Ex
 void WeightsPlan::AddGroup(PartGroup group) {
   std::vector<Part> parts = std::move(group.parts);
   group.parts.clear();
-  const auto take = [&](size_t bytes) {
-    // The header proved that no size leaves the file, so this sum cannot overflow.
-    const size_t at = group.bytes;
-    group.bytes += (bytes + 63) / 64 * 64;
-    return at;
-  };
-  for (Part& part : parts) {
-    if (!Locate(&part)) continue;
-    const int64_t values = part.rows * part.cols;
-    part.dtype = part.scales_name.empty() ? *part.place.tensor->type->usable : DType::kBF16;
-    part.raw_bytes = static_cast<size_t>(values) * SizeOf(part.dtype);
-    if (!part.scales_name.empty()) {
-      part.scales_bytes = static_cast<size_t>(values) / 32;
-      part.raw_bytes = static_cast<size_t>(values) / 2 + part.scales_bytes;
-    }
-    part.offset = part.raw_offset = take(part.raw_bytes);
-    part.out_rows = part.rearrange.transpose ? part.cols : part.rows;
-    if (!part.rearrange.rows.empty()) part.out_rows = static_cast<int64_t>(part.rearrange.rows.size());
-    part.out_cols = part.rearrange.transpose ? part.rows : part.cols;
-    if (!part.rearrange.empty() || part.scales_bytes > 0) {
-      if (part.rearrange.plus_one) part.dtype = DType::kF32;
-      part.offset = take(static_cast<size_t>(values) * SizeOf(part.dtype));
-    }
-    if (group.kind == Kind::kVector) std::swap(part.out_rows, part.out_cols);
-    group.parts.push_back(std::move(part));
-  }
+  for (Part& part : parts)
+    if (Locate(&part)) group.parts.push_back(std::move(part));
+  group.quant = ChooseFormat(group);
+  for (Part& part : group.parts) PlacePart(group, &part, &group.bytes);
   groups_.push_back(std::move(group));
 }
 
+// What is read of a part, and where its bytes and what becomes of them lie in the group's buffer, which ends at *end so far.
+void WeightsPlan::PlacePart(const PartGroup& group, Part* part, size_t* end) {
+  // The header proved that no size leaves the file, so these sums cannot overflow.
+  const auto take = [&](size_t bytes) {
+    const size_t at = *end;
+    *end += (bytes + 63) / 64 * 64;
+    return at;
+  };
+  const auto read = [&](const Checkpoint::Place& place, uint64_t skip, size_t bytes) {
+    part->pieces.push_back({place, skip, bytes, take(bytes)});
+  };
+  const auto read_all = [&](const Checkpoint::Place& place) { read(place, 0, place.tensor->end - place.tensor->begin); };
+  const size_t values = static_cast<size_t>(part->rows) * static_cast<size_t>(part->cols);
+  const uint64_t first = static_cast<uint64_t>(part->first_row) * static_cast<uint64_t>(part->cols);
+  const Rearrange& order = part->rearrange;
+  part->out_rows = order.transpose ? part->cols : part->rows;
+  if (!order.rows.empty()) part->out_rows = static_cast<int64_t>(order.rows.size());
+  part->out_cols = order.transpose ? part->rows : part->cols;
+  if (part->stored) {
+    const StoredQuant& stored = *part->stored;
+    const uint64_t row_bytes = (part->place.tensor->end - part->place.tensor->begin) / static_cast<uint64_t>(stored.rows);
+    if (stored.by_input()) {
+      read_all(part->place);
+    } else {
+      read(part->place, static_cast<uint64_t>(part->first_row) * row_bytes, static_cast<size_t>(part->rows) * row_bytes);
+    }
+    read_all(part->scales);
+    if (stored.zeros) read_all(part->zeros);
+    if (part->group_of.tensor != nullptr) read_all(part->group_of);  // for the hash: the plan knows it
+    const QuantFormat exact = order.transpose ? QuantFormat() : ExactFormat(stored);
+    if (group.quant && Holds(group.quant, exact)) {
+      part->quant = group.quant;
+      const size_t rows = static_cast<size_t>(part->out_rows), groups = static_cast<size_t>(part->quant.Groups(part->cols));
+      part->offset = take(rows * static_cast<size_t>(part->cols));
+      part->scales_offset = take(rows * groups * sizeof(uint16_t));
+      part->lows_offset = take(rows * groups * sizeof(uint16_t));
+    } else {
+      part->dtype = group.float32 ? DType::kF32 : dtype_;
+      part->offset = take(std::max(values, static_cast<size_t>(part->out_rows * part->out_cols)) * SizeOf(part->dtype));
+    }
+    return;
+  }
+  if (part->scales_name.empty()) {
+    part->dtype = *part->place.tensor->type->usable;
+    read(part->place, first * SizeOf(part->dtype), values * SizeOf(part->dtype));
+  } else {
+    part->dtype = DType::kBF16;
+    read(part->place, first / 2, values / 2);
+    read(part->scales, first / 32, values / 32);
+  }
+  part->offset = part->pieces[0].offset;
+  if (!order.empty() || !part->scales_name.empty()) {
+    if (order.plus_one) part->dtype = DType::kF32;
+    part->offset = take(values * SizeOf(part->dtype));
+  }
+  if (group.kind == Kind::kVector) std::swap(part->out_rows, part->out_cols);
+}
+
 bool WeightsPlan::Locate(Part* part) {
+  if (IsStoredQuantized(*part)) return LocateQuantized(part);
   if (part->scales_name.empty()) return LocateTensor(part->name, part->shape, false, &part->place);
   if (part->cols % 32 != 0) {
     problems_.push_back(

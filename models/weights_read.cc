@@ -86,26 +86,44 @@ Status ReadAhead::Fill(PartGroup& group, Buffer* buffer) {
 }
 
 Status ReadAhead::FillPart(Part& part, std::byte* buffer) {
-  std::byte* raw = buffer + part.raw_offset;
-  const size_t blocks = part.raw_bytes - part.scales_bytes;
-  const StoredTensor& tensor = *part.place.tensor;
-  const uint64_t row_bytes = part.scales_bytes > 0 ? static_cast<uint64_t>(part.cols) / 2
-                                                   : static_cast<uint64_t>(part.cols) * SizeOf(*tensor.type->usable);
-  const uint64_t skip = static_cast<uint64_t>(part.first_row) * row_bytes;
-  KVASIR_RETURN_IF_ERROR(part.place.shard->file->ReadAt(tensor.begin + skip, raw, blocks));
-  if (part.scales_bytes > 0) {
-    const uint64_t skip_scales = static_cast<uint64_t>(part.first_row) * part.cols / 32;
+  XXH3_state_t hash;
+  XXH3_128bits_reset(&hash);
+  for (const Part::Piece& piece : part.pieces) {
     KVASIR_RETURN_IF_ERROR(
-        part.scales.shard->file->ReadAt(part.scales.tensor->begin + skip_scales, raw + blocks, part.scales_bytes));
+        piece.place.shard->file->ReadAt(piece.place.tensor->begin + piece.skip, buffer + piece.offset, piece.bytes));
+    XXH3_128bits_update(&hash, buffer + piece.offset, piece.bytes);
   }
-  part.hash = XXH3_128bits(raw, part.raw_bytes);
-  if (part.scales_bytes > 0) {
-    std::vector<std::byte> wide(part.scales_bytes * 64);
-    WidenMxfp4(raw, raw + blocks, static_cast<int64_t>(part.scales_bytes), wide.data());
+  part.hash = XXH3_128bits_digest(&hash);
+  if (part.stored) return FillQuantized(part, buffer);
+  const std::byte* raw = buffer + part.pieces[0].offset;
+  if (!part.scales_name.empty()) {
+    const size_t blocks = part.pieces[1].bytes;
+    std::vector<std::byte> wide(blocks * 64);
+    WidenMxfp4(raw, buffer + part.pieces[1].offset, static_cast<int64_t>(blocks), wide.data());
     ApplyRearrange(part.rearrange, wide.data(), DType::kBF16, part.rows, part.cols, buffer + part.offset);
   } else if (!part.rearrange.empty()) {
-    ApplyRearrange(part.rearrange, raw, *tensor.type->usable, part.rows, part.cols, buffer + part.offset);
+    ApplyRearrange(part.rearrange, raw, *part.place.tensor->type->usable, part.rows, part.cols, buffer + part.offset);
   }
+  return OkStatus();
+}
+
+Status ReadAhead::FillQuantized(const Part& part, std::byte* buffer) {
+  const StoredQuant& stored = *part.stored;
+  const std::byte* zeros = stored.zeros ? buffer + part.pieces[2].offset : nullptr;
+  const UnpackedQuant unpacked =
+      Unpack(stored, {buffer + part.pieces[0].offset, buffer + part.pieces[1].offset, zeros}, part.first_row, part.rows);
+  std::byte* out = buffer + part.offset;
+  if (part.quant)
+    return WriteCodes(stored, unpacked, part.quant, part.rearrange.rows, reinterpret_cast<int8_t*>(out),
+                      reinterpret_cast<uint16_t*>(buffer + part.scales_offset),
+                      reinterpret_cast<uint16_t*>(buffer + part.lows_offset));
+  if (part.rearrange.empty()) {
+    WriteValues(stored, unpacked, part.dtype, out);
+    return OkStatus();
+  }
+  std::vector<std::byte> values(unpacked.codes.size() * SizeOf(part.dtype));
+  WriteValues(stored, unpacked, part.dtype, values.data());
+  ApplyRearrange(part.rearrange, values.data(), part.dtype, part.rows, part.cols, out);
   return OkStatus();
 }
 

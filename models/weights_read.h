@@ -39,6 +39,7 @@ class ReadAhead {
   Buffer TakeSpare(size_t bytes);
   static Status Fill(PartGroup& group, Buffer* buffer);
   static Status FillPart(Part& part, std::byte* buffer);
+  static Status FillQuantized(const Part& part, std::byte* buffer);
 
   std::vector<PartGroup>& groups_;
   const size_t limit_;

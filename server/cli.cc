@@ -29,6 +29,7 @@ CLI::Validator Size() {
 CLI::Validator Quantization() {
   return CLI::Validator(
       [](std::string& text) {
+        if (text == "auto") return std::string();
         const auto format = ParseQuantFormat(text);
         return format.ok() ? std::string() : Message(format.status());
       },
@@ -60,8 +61,10 @@ void AddModelOptions(CLI::App& app, EngineOptions& o) {
       ->group("Model");
   const auto dtypes = CLI::IsMember(kDTypes);
   Env(app.add_option("--dtype", o.dtype, "Weights; auto = as stored"))->check(dtypes)->capture_default_str()->group("Model");
-  Env(app.add_option("--quantization,-q", o.quantization,
-                     "Quantise weights at load: int8, int4, or with a group: int8:channel, int8:32|64|128, int4:32|64|128"))
+  Env(app.add_option(
+          "--quantization,-q", o.quantization,
+          "Linear weights: auto = as stored; none = never quantised; or quantised at load: int8, int4, or with a group: "
+          "int8:channel, int8:32|64|128, int4:32|64|128"))
       ->check(Quantization())
       ->capture_default_str()
       ->group("Model");

@@ -22,7 +22,7 @@ struct EngineOptions {
   std::string device = "auto";                     // auto | cpu | reference | cuda
   int threads = 0;                                 // 0 = all the process may use
   std::string dtype = "auto";                      // auto | float32 | float16 | bfloat16
-  std::string quantization = "none";               // see ParseQuantFormat
+  std::string quantization = "auto";               // auto = as stored; see ParseQuantFormat
   std::string packed_cache = "auto";               // auto = ~/.cache/kvasir/packed | off | a folder
   int64_t packed_cache_limit = int64_t{32} << 30;  // bytes
   std::string kv_cache_dtype = "auto";             // auto | float32 | float16 | bfloat16

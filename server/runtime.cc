@@ -177,7 +177,9 @@ StatusOr<std::unique_ptr<Runtime>> Runtime::Create(const EngineOptions& options,
 
   LoadOptions load;
   load.dtype = ParseDType(options.dtype);
-  KVASIR_ASSIGN_OR_RETURN(load.quantization, ParseQuantFormat(options.quantization));
+  if (options.quantization != "auto") {
+    KVASIR_ASSIGN_OR_RETURN(load.quantization, ParseQuantFormat(options.quantization));
+  }
   load.packed_cache = {.dir = PackedCacheFolder(options.packed_cache),
                        .limit_bytes = uint64_t(options.packed_cache_limit),
                        .remark = [](const std::string& text) { spdlog::info("{}", text); }};
@@ -232,8 +234,7 @@ std::string Runtime::Describe() const {
       "device: {}\n"
       "KV cache: {} in {} blocks of {} tokens",
       config.architecture, double(config.parameter_count()) / 1e6, config.num_layers, config.hidden_size, config.num_q_heads,
-      config.num_kv_heads, config.head_dim, config.vocab_size, FormatBytes(double(model->weight_bytes())),
-      model->quantization() ? Name(model->quantization()) : std::string(Name(config.dtype)),
+      config.num_kv_heads, config.head_dim, config.vocab_size, FormatBytes(double(model->weight_bytes())), model->formats(),
       model->weights_mapped() ? ", mapped from the packed cache" : "", device->Info().name,
       FormatBytes(double(num_blocks) * double(plan.extent_bytes)), num_blocks, kv_layout.block_tokens);
   if (kv_groups.size() == 1 && kv_groups[0].window == 0) {

@@ -72,8 +72,8 @@ void Print(const stdfs::path& source) {
   std::printf(
       "# Supported models\n\n"
       "Made by `tools/models_table.cc` from the families table (`models/families.cc`); a test keeps this page equal to it.\n\n"
-      "A model is a Hugging Face folder: `config.json`, `*.safetensors` in float32, float16 or bfloat16, and its tokenizer. "
-      "RoPE\n"
+      "A model is a Hugging Face folder: `config.json`, `*.safetensors` in float32, float16 or bfloat16, or quantised\n"
+      "([which forms](quantization.md)), and its tokenizer. RoPE\n"
       "scalings: default, linear, dynamic, llama3, yarn, longrope. Every row is computed by one decoder (`models/decoder.cc`).\n"
       "\"Verified by\" names folders of `tests/data/tiny` and `tests/data/families`: small random checkpoints whose logits, "
       "log-probabilities\n"
@@ -92,8 +92,8 @@ void Print(const stdfs::path& source) {
       "\n`kv_owner` in `config.json` (a list: for each layer the layer whose KV it reads) makes any row but latent attention "
       "share KV\n"
       "across layers; such layers have no key and value weights and take no KV memory.\n\n"
-      "Not supported, and refused by name: quantised checkpoints (other than gpt-oss's MXFP4 experts), encoder-decoder and "
-      "encoder-only\n"
+      "Not supported, and refused by name: forms of quantisation that are not in [quantization.md](quantization.md), "
+      "encoder-decoder and encoder-only\n"
       "models (embeddings, reranking), images and sound (the text part of a Gemma 3 checkpoint is served), and every "
       "architecture that is\n"
       "not in the table.\n");

@@ -68,6 +68,9 @@ StatusOr<Weight> CpuDevice::PackLinear(std::span<const HostMatrix> parts, DType 
       return InvalidArgument("'{}' has {} columns but '{}', packed with it, has {}", part.name, part.cols, parts[0].name,
                              weight.cols);
     }
+    if (part.quant && part.quant != quant) {
+      return InvalidArgument("'{}' is quantised as {} but is to be packed as {}", part.name, Name(part.quant), Name(quant));
+    }
     weight.rows += part.rows;
   }
   const size_t bytes = PackedBytes(PackingKind::kLinear, weight);

@@ -57,12 +57,17 @@ void ConvertChunk(const std::byte* src, DType from, int64_t count, DType to, voi
 struct RowSource {
   const std::byte* data = nullptr;
   DType dtype = DType::kF32;
+  const uint16_t *scales = nullptr, *lows = nullptr;  // scales: data is codes, and these belong to the row
 };
 
 RowSource FindRow(std::span<const HostMatrix> parts, int64_t row) {
   for (const HostMatrix& part : parts) {
     if (row < part.rows) {
-      return {static_cast<const std::byte*>(part.data) + row * part.cols * int64_t(SizeOf(part.dtype)), part.dtype};
+      const auto* data = static_cast<const std::byte*>(part.data);
+      if (!part.quant) return {data + row * part.cols * int64_t(SizeOf(part.dtype)), part.dtype};
+      const int64_t first_group = row * part.quant.Groups(part.cols);
+      return {data + row * part.cols, part.dtype, part.scales + first_group,
+              part.lows != nullptr ? part.lows + first_group : nullptr};
     }
     row -= part.rows;
   }
@@ -122,6 +127,12 @@ void PackQuantPanel(std::span<const HostMatrix> parts, int64_t first_row, int co
     std::byte* const data = panel + (low ? 4 : 2) * kPanelColumns;
     for (int j = 0; j < columns; ++j) {
       const RowSource row = FindRow(parts, first_row + j);
+      if (row.scales != nullptr) {
+        scales[j] = row.scales[first / size];
+        if (low) scales[kPanelColumns + j] = row.lows[first / size];
+        ScatterCodes(quant.kind, reinterpret_cast<const int8_t*>(row.data) + first, count, j, data);
+        continue;
+      }
       for (int64_t i = 0; i < count; i += kChunk) {
         const std::byte* at = row.data + (first + i) * int64_t(SizeOf(row.dtype));
         const int64_t n = std::min<int64_t>(kChunk, count - i);

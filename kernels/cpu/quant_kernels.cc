@@ -70,7 +70,7 @@ constexpr bool kUnsigned = false;
 template <Kind kKind>
 inline __attribute__((always_inline)) IVec Dot(IVec sum, UVec w, int32_t x) {
   __m512i a = (__m512i)w, b = _mm512_set1_epi32(x);
-  if constexpr (kKind == Kind::kInt8) {  // |w| <= 127: a pair of products fits 16 bits
+  if constexpr (kKind == Kind::kInt8) {  // |w| <= 128 and |x| <= 127: a pair of products fits 16 bits
     const __m512i code = _mm512_xor_si512(a, _mm512_set1_epi8((char)0x80));
     a = _mm512_abs_epi8(code);
     b = _mm512_mask_sub_epi8(b, _mm512_movepi8_mask(code), _mm512_setzero_si512(), b);

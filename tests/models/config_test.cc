@@ -164,7 +164,7 @@ TEST(Config, RefusesByName) {
       {R"("rope_parameters": {"full_attention": {"rope_type": "default"}})", "rope_parameters.full_attention is an object"},
       {R"("rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5})", "partial_rotary_factor"},
       {R"("partial_rotary_factor": 0.25)", "partial_rotary_factor"},
-      {R"("quantization_config": {"quant_method": "gptq", "bits": 4})", "quantised weights (\"gptq\") are not supported"},
+      {R"("quantization_config": {"quant_method": "gptq", "bits": 3})", "bits is 3; supported: 4, 8"},
       {R"("quantization_config": 3)", "quantization_config"},
       {R"("attention_bias": 1)", "attention_bias is 1; wanted true or false"},
       {R"("architectures": ["MistralForCausalLM"], "model_type": "mistral", "attention_bias": true)",

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
@@ -46,6 +47,7 @@ std::string SharedModels() {
 }
 const std::string kTiny = KVASIR_SOURCE_DIR "/tests/data/tiny";
 const std::string kFamilies = KVASIR_SOURCE_DIR "/tests/data/families";
+const std::string kQuantizedFolder = KVASIR_SOURCE_DIR "/tests/data/quantized";
 
 size_t ArgMax(const std::vector<float>& logits) {
   return std::max_element(logits.begin(), logits.end()) - logits.begin();
@@ -242,7 +244,7 @@ TEST_P(OnDevice, QuantisedCheckpointsAgreeWithTheReference) {
     const std::string& dir = folders[folder];
     const LoadOptions options = {
         .dtype = DType::kF32, .quantization = *ParseQuantFormat(formats[i++ % formats.size()]), .max_model_len = 128};
-    SCOPED_TRACE(dir + " " + Name(options.quantization));
+    SCOPED_TRACE(dir + " " + Name(*options.quantization));
     const json golden = json::parse(Slurp(dir + "/golden.json"));
     const std::vector<int32_t> ids = golden["prompts"][2]["prompt_ids"];
     Loaded reference, loaded;
@@ -263,6 +265,73 @@ TEST_P(OnDevice, QuantisedCheckpointsAgreeWithTheReference) {
     }
     EXPECT_LT(worst, 0.05);
     EXPECT_LT(std::sqrt(squares / count), 0.005);
+  }
+}
+
+// Checkpoints that come quantised, and what their linear weights become.
+const std::map<std::string, std::string> kQuantized = {
+    {"gptq-int4", "int4:32 (from gptq)"},
+    {"gptq-int4-128", "int4:128 (from gptq)"},
+    {"gptq-int4-actorder", "float32 (from gptq)"},
+    {"gptq-int4-moe", "int4:32 in 12, int4:128 in 8 linear weights (from gptq)"},
+    {"gptq-v2-channel", "int4:128 (from gptq)"},
+    {"gptq-int8", "int8:channel in 6, int8:64 in 2 linear weights (from gptq)"},
+    {"gptq-int8-asym", "float32 (from gptq)"},
+    {"awq-int4", "int4:32 in 7, float32 in 1 linear weights (from awq)"},
+    {"awq-int4-64", "int4:128 in 6, float32 in 2 linear weights (from awq)"},
+    {"compressed-w4a16", "int4:32 in 7, float32 in 1 linear weights (from compressed-tensors)"},
+    {"compressed-w4a16-actorder", "float32 (from compressed-tensors)"},
+    {"compressed-w4a16-channel", "int4:128 (from compressed-tensors)"},
+    {"compressed-w4a16-16", "float32 (from compressed-tensors)"},
+    {"compressed-w8a16", "int8:channel (from compressed-tensors)"},
+    {"compressed-w8a8", "int8:channel (from compressed-tensors)"},
+    {"compressed-w8a8-asym", "float32 (from compressed-tensors)"},
+    {"compressed-fp8", "float32 (from compressed-tensors)"},
+    {"compressed-fp8-tensor", "float32 (from compressed-tensors)"},
+    {"compressed-fp8-block", "float32 (from compressed-tensors)"},
+    {"fp8", "float32 (from fp8)"},
+    {"fp8-block", "float32 (from fp8)"},
+    {"fbgemm-fp8", "float32 (from fbgemm_fp8)"},
+};
+
+// As values they are what transformers computes from the same values, and as codes no further off than activations of 8 bits make
+// them: the weights themselves are exact.
+TEST_P(OnDevice, QuantizedCheckpointsMatchTransformers) {
+  size_t folders = 0;
+  for (const auto& entry : stdfs::directory_iterator(kQuantizedFolder)) folders += stdfs::is_directory(entry);
+  EXPECT_EQ(folders, kQuantized.size());
+  for (const auto& [name, formats] : kQuantized) {
+    SCOPED_TRACE(name);
+    const std::string dir = kQuantizedFolder + "/" + name;
+    const json golden = json::parse(Slurp(dir + "/golden.json"));
+    Loaded plain, stored;
+    ASSERT_NO_FATAL_FAILURE(LoadOrFail(dir, GetParam(), {.dtype = DType::kF32, .quantization = QuantFormat()}, &plain));
+    EXPECT_TRUE(plain.model->formats().starts_with("float32 (from ")) << plain.model->formats();
+    for (const json& prompt : golden["prompts"]) {
+      SCOPED_TRACE(prompt["length"].get<int>());
+      ASSERT_NO_FATAL_FAILURE(CheckTinyPrompt(plain, prompt, prompt, 1e-3, true));
+    }
+    ASSERT_NO_FATAL_FAILURE(LoadOrFail(dir, GetParam(), {.dtype = DType::kF32}, &stored));
+    EXPECT_EQ(stored.model->formats(), formats);
+    EXPECT_NE(stored.model->fingerprint(), formats.starts_with("float32 (") ? "" : plain.model->fingerprint());
+    const json& prompt = golden["prompts"][2];
+    const std::vector<int32_t> ids = prompt["prompt_ids"];
+    SequenceRunner runner(stored.model.get(), stored.device.get(), static_cast<int>(ids.size()));
+    const auto logits = runner.Run(ids, 7);
+    double worst = 0, squares = 0, count = 0;
+    for (const json& row : prompt["logits"]) {
+      const std::vector<double> want = row["values"];
+      const auto [low, high] = std::minmax_element(want.begin(), want.end());
+      for (size_t j = 0; j < want.size(); ++j) {
+        const double difference = std::abs(logits[row["position"].get<size_t>()][j] - want[j]) / (*high - *low);
+        worst = std::max(worst, difference);
+        squares += difference * difference, ++count;
+      }
+    }
+    std::printf("%s: %s, worst %.2g, rms %.2g of the range\n", name.c_str(), formats.c_str(), worst, std::sqrt(squares / count));
+    const bool exact = formats.starts_with("float32 (");
+    EXPECT_LT(worst, exact ? 1e-4 : 0.05);
+    EXPECT_LT(std::sqrt(squares / count), exact ? 1e-5 : 0.01);
   }
 }
 

@@ -55,6 +55,10 @@ using Answers = std::vector<std::shared_ptr<Answer>>;
 struct Case {
   std::string folder, quantization;
 };
+std::optional<QuantFormat> Quantization(const std::string& name) {
+  if (name == "stored") return std::nullopt;
+  return *ParseQuantFormat(name);
+}
 void PrintTo(const Case& c, std::ostream* out) {
   *out << c.folder << " " << c.quantization;
 }
@@ -73,7 +77,7 @@ class ModelEngine : public testing::TestWithParam<Case> {
     device_ = *MakeCpuDevice({.threads = 2});
     auto model = Model::Load(
         folder, device_.get(),
-        {.dtype = DType::kF32, .quantization = *ParseQuantFormat(GetParam().quantization), .max_model_len = fixed ? 256 : 0});
+        {.dtype = DType::kF32, .quantization = Quantization(GetParam().quantization), .max_model_len = fixed ? 256 : 0});
     ASSERT_TRUE(model.ok()) << model.status();
     model_ = std::move(*model);
     for (const json& prompt : golden["prompts"]) {
@@ -216,6 +220,8 @@ std::vector<Case> Cases() {
 #endif
   const std::vector<std::string> folders = Checkpoints();
   for (size_t i = 0; i < folders.size(); i += kEvery) cases.push_back({folders[i], formats[i % formats.size()]});
+  for (const char* name : {"gptq-int4-moe", "gptq-int4-actorder", "awq-int4", "compressed-w8a8", "fp8-block"})
+    cases.push_back({fmt::format("{}/tests/data/quantized/{}", KVASIR_SOURCE_DIR, name), "stored"});
   return cases;
 }
 
