@@ -357,7 +357,7 @@ class ReferenceDevice final : public Device {
       QuantGroup group;
       if (part.quant) {
         group.scale = part.scales[i * groups + first / size];
-        if (part.lows != nullptr) group.low = part.lows[i * groups + first / size];
+        if (quant.kind == QuantFormat::Kind::kInt4) group.low = part.lows[i * groups + first / size];
         std::copy_n(static_cast<const int8_t*>(part.data) + at, count, codes.begin());
       } else {
         for (int64_t j = 0; j < count; ++j) {

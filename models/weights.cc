@@ -14,7 +14,8 @@ Status PackGroup(const PartGroup& group, const std::byte* data, const ModelWeigh
     parts.push_back({data + part.offset, part.dtype, part.out_rows, part.out_cols, part.name, part.quant});
     if (!part.quant) continue;
     parts.back().scales = reinterpret_cast<const uint16_t*>(data + part.scales_offset);
-    parts.back().lows = reinterpret_cast<const uint16_t*>(data + part.lows_offset);
+    if (part.quant.kind == QuantFormat::Kind::kInt4)
+      parts.back().lows = reinterpret_cast<const uint16_t*>(data + part.lows_offset);
   }
   const auto pack = [&]() -> StatusOr<Weight> {
     switch (group.kind) {

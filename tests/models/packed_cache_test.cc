@@ -139,6 +139,25 @@ TEST_F(PackedCacheTest, TheSecondLoadMapsAndComputesTheSameBits) {
   }
 }
 
+// Formats are mixed there: some weights are codes, some are values.
+TEST_F(PackedCacheTest, QuantisedCheckpointsAreKeptAsTheyAreStored) {
+  for (const char* name : {"quantized/gptq-int4-moe", "quantized/awq-int4", "quantized/fp8-block"}) {
+    SCOPED_TRACE(name);
+    const std::string dir = CopyModel(name);
+    const auto first = Load(dir);
+    ASSERT_NE(first, nullptr);
+    EXPECT_THAT(WaitForRemark(), HasSubstr("kept for the next start"));
+    const auto second = Load(dir);
+    ASSERT_NE(second, nullptr);
+    EXPECT_TRUE(second->weights_mapped());
+    EXPECT_EQ(second->formats(), first->formats());
+    EXPECT_EQ(second->fingerprint(), first->fingerprint());
+    EXPECT_EQ(Compute(second.get()), Compute(first.get()));
+    EXPECT_FALSE(Load(dir, {.quantization = QuantFormat()})->weights_mapped());
+    WaitForRemark();
+  }
+}
+
 TEST_F(PackedCacheTest, OtherFilesAndOtherSettingsAreOtherWeights) {
   const std::string dir = CopyModel("tiny/llama-bf16");
   Fill(dir);

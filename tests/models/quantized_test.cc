@@ -266,9 +266,10 @@ Files QuantizedFolder(std::string_view quantization, const std::function<void(st
     const std::string base = tensor.name.substr(0, tensor.name.size() - 7);
     const uint64_t n = tensor.shape[0], k = tensor.shape[1];
     if (gptq) {
-      tensors.push_back({base + ".qweight", {k / 8, n}, "I32", 4});
-      tensors.push_back({base + ".qzeros", {1, n / 8}, "I32", 4});
-      tensors.push_back({base + ".scales", {1, n}, "F16", 2});
+      const uint64_t per_word = quantization.find("8") == std::string_view::npos ? 8 : 4;
+      tensors.push_back({base + ".qweight", {k / per_word, n}, "I32", 4});
+      tensors.push_back({base + ".qzeros", {1, n / per_word}, "I32", 4});
+      tensors.push_back({base + ".scales", {1, n}});
     } else {
       tensors.push_back({base + ".weight", {n, k}, "F8_E4M3", 1});
       tensors.push_back({base + ".weight_scale_inv", {n / 16, k / 16}, "F32", 4});
@@ -279,6 +280,7 @@ Files QuantizedFolder(std::string_view quantization, const std::function<void(st
 }
 
 constexpr char kGptq[] = R"({"quant_method": "gptq", "bits": 4, "group_size": 32})";
+constexpr char kGptq8[] = R"({"quant_method": "gptq", "bits": 8, "group_size": 32})";  // whose zero points are read to be judged
 constexpr char kFp8[] = R"({"quant_method": "fp8", "weight_block_size": [16, 16]})";
 
 Status LoadStatus(const Files& files) {
@@ -294,10 +296,7 @@ TestTensor& Find(std::vector<TestTensor>& tensors, const std::string& name) {
 }
 
 TEST(QuantizedLoading, WhatIsMissingOrDoesNotFitIsListed) {
-  const Status gptq = LoadStatus(QuantizedFolder(kGptq));
-  // Random bytes make scales that are not numbers sometimes, which is told as well; a shape is not what is wrong.
-  EXPECT_TRUE(gptq.ok() || Message(gptq).find("--quantization none") != std::string::npos) << gptq;
-  EXPECT_TRUE(LoadStatus(QuantizedFolder(kFp8)).ok()) << LoadStatus(QuantizedFolder(kFp8));
+  for (const char* config : {kGptq, kGptq8, kFp8}) EXPECT_EQ(LoadStatus(QuantizedFolder(config)), OkStatus());
   using Tensors = std::vector<TestTensor>;
   const std::string down = "model.layers.0.mlp.down_proj", up = "model.layers.1.mlp.up_proj";
   struct Case {
@@ -354,6 +353,23 @@ TEST(QuantizedLoading, WhatIsMissingOrDoesNotFitIsListed) {
     const Status status = LoadStatus(QuantizedFolder(c.config, c.change));
     for (const std::string& message : c.messages)
       EXPECT_NE(Message(status).find(message), std::string::npos) << message << "\n" << status;
+  }
+}
+
+// Every operation on the files may fail, and every file may end early: an error, never a crash or a model.
+TEST(QuantizedLoading, FailuresOfTheFileSystemAreErrors) {
+  const auto device = MakeReferenceDevice();
+  const auto status = [&](const FakeFs& fs) { return Model::Load("m", device.get(), {.fs = &fs}).status(); };
+  for (const char* config : {kGptq, kFp8, kGptq8}) {
+    for (const FakeFs::Fault fault : {FakeFs::Fault::kError, FakeFs::Fault::kTruncate}) {
+      FakeFs fs(QuantizedFolder(config));
+      ASSERT_EQ(status(fs), OkStatus());
+      const int64_t operations = fs.operations();
+      for (int64_t n = 0; n < operations; ++n) {
+        fs.FailAt(n, fault);
+        ASSERT_FALSE(status(fs).ok()) << config << ": operation " << n << " of " << operations;
+      }
+    }
   }
 }
 
