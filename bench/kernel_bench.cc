@@ -94,7 +94,7 @@ class Bench {
       weights.push_back(weight);
       bytes += weight.quant ? weight.quant.Bytes(kSide, kSide) : size_t(kSide * kSide) * SizeOf(weight.dtype);
     }
-    constexpr int kMostRows = 8;
+    constexpr int kMostRows = 32;
     KVASIR_ASSIGN_OR_RETURN(float* const in, Floats(kMostRows * kSide));
     KVASIR_ASSIGN_OR_RETURN(float* const out, Floats(kMostRows * kSide));
     const auto pass = [&](int rows) {
@@ -102,16 +102,16 @@ class Bench {
         for (const Weight& weight : weights) device_->Linear(in, rows, weight, nullptr, out);
       });
     };
-    const int row_counts[] = {1, 2, 4, kMostRows};
-    std::vector<double> stream, ratios, times[4];
+    const int row_counts[] = {1, 2, 4, 8, kMostRows};
+    std::vector<double> stream, ratios, times[std::size(row_counts)];
     for (int i = 0; i < kRepetitions; ++i) {
       stream.push_back(StreamBytesPerSecond());
-      for (int j = 0; j < 4; ++j) times[j].push_back(pass(row_counts[j]));
+      for (size_t j = 0; j < std::size(row_counts); ++j) times[j].push_back(pass(row_counts[j]));
       ratios.push_back(double(bytes) / times[0].back() / stream.back());
     }
     Print("a1", fmt::format("GEMV {} {}x{}", format.name, kSide, kSide), double(bytes) / Median(times[0]) / 1e9, "GB/s",
           Median(stream) / 1e9, Median(ratios));
-    for (int j = 1; j < 4; ++j) {
+    for (size_t j = 1; j < std::size(row_counts); ++j) {
       std::vector<double> relative;
       for (int i = 0; i < kRepetitions; ++i) relative.push_back(times[j][size_t(i)] / times[0][size_t(i)]);
       const double value = Median(relative);

@@ -42,7 +42,7 @@ int MaxRows(const GemmKernels& kernels, const Weight& weight) {
 
 // One tile: `rows` rows of activations at `a` and one panel.
 void RunTile(const GemmKernels& kernels, const Weight& weight, const std::byte* a, int64_t a_stride, int rows,
-             const std::byte* panel, const float* bias, float* out, int64_t out_stride, int columns) {
+             const std::byte* panel, const float* bias, float* out, int64_t out_stride, int columns, TileAhead ahead) {
   const int64_t k = weight.cols;
   if (weight.quant) {
     const auto tile = weight.quant.kind == QuantFormat::Kind::kInt8 ? kernels.quant->int8 : kernels.quant->int4;
@@ -50,7 +50,7 @@ void RunTile(const GemmKernels& kernels, const Weight& weight, const std::byte* 
     return tile(a, rows, panel, blocks, group_blocks, bias, out, out_stride, columns);
   }
   const auto tile = weight.dtype == DType::kF32 ? kernels.f32 : weight.dtype == DType::kF16 ? kernels.f16 : kernels.bf16;
-  tile(a, a_stride, rows, panel, k, bias, out, out_stride, columns);
+  tile(a, a_stride, rows, panel, k, bias, out, out_stride, columns, ahead);
 }
 
 // Quantises one row of a job to its place in its strip (quant_kernels.h).
@@ -165,12 +165,19 @@ void PanelLinears(const GemmKernels& kernels, ThreadTeam& team, GemmScratch& scr
       const auto* packed =
           static_cast<const std::byte*>(weight.packed) + panel * PanelBytes(weight.cols, weight.dtype, weight.quant);
       const int columns = int(std::min<int64_t>(kPanelColumns, weight.rows - column));
-      const int64_t tile_end = plan.tiles * (run + 1) / plan.runs;
-      for (int64_t t = plan.tiles * run / plan.runs; t < tile_end; ++t) {
+      const int64_t tile_end = plan.tiles * (run + 1) / plan.runs, tile_begin = plan.tiles * run / plan.runs;
+      // With several tiles this panel is in the cache after the first: the time of all of them is used to fetch the next panel.
+      const int64_t lines = tile_end - tile_begin > 1 && panel + 1 < PanelsOf(weight.rows)
+                                ? PanelBytes(weight.cols, weight.dtype, weight.quant) / 64
+                                : 0;
+      for (int64_t t = tile_begin; t < tile_end; ++t) {
+        const int64_t first_line = PartBegin(lines, tile_end - tile_begin, t - tile_begin),
+                      end_line = PartBegin(lines, tile_end - tile_begin, t - tile_begin + 1);
+        const TileAhead ahead = {reinterpret_cast<const char*>(packed) + (lines + first_line) * 64, end_line - first_line};
         const int64_t row = PartBegin(job.rows, plan.tiles, t), row_end = PartBegin(job.rows, plan.tiles, t + 1);
         RunTile(kernels, weight, plan.a + row * plan.a_stride, plan.a_stride, int(row_end - row), packed,
                 job.bias != nullptr ? job.bias + column : nullptr, job.out + row * job.out_stride + column, job.out_stride,
-                columns);
+                columns, ahead);
       }
     }
   });

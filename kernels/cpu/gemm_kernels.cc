@@ -51,6 +51,21 @@ struct Rows {
   }
 };
 
+// Asks for a line per step of a tile until all are asked for. Tiles of few rows have no time for it: they wait for memory anyway.
+template <int MR>
+struct Puller {
+  const char* at;
+  const char* last;
+  inline __attribute__((always_inline)) explicit Puller(TileAhead ahead)
+      : at(ahead.at), last(ahead.at + (ahead.lines - 1) * 64) {}
+  inline __attribute__((always_inline)) void Line() {
+    if constexpr (MR > 2) {
+      __builtin_prefetch(at, 0, 2);
+      at += at < last ? 64 : 0;
+    }
+  }
+};
+
 // The first `count` columns of a vector that reaches over the weight's last column.
 __attribute__((noinline)) void StoreTail(Vec v, const float* bias, float* out, int count) {
   float part[kLanes];
@@ -88,7 +103,7 @@ inline __attribute__((always_inline)) Vec LoadWeights(const uint16_t* p) {
 
 template <int MR, int NV, typename W>
 void SingleTile(const void* a, int64_t a_stride, const void* packed, int64_t k, const float* bias, float* out, int64_t out_stride,
-                int columns) {
+                int columns, TileAhead ahead) {
   const W* panel = (const W*)packed;
   Vec acc[MR][NV];
 #pragma GCC unroll 12
@@ -97,7 +112,9 @@ void SingleTile(const void* a, int64_t a_stride, const void* packed, int64_t k, 
     for (int v = 0; v < NV; ++v) acc[r][v] = Zero();
   }
   Rows<MR> rows(a, a_stride);
+  Puller<MR> pull(ahead);
   for (int64_t i = 0; i < k; ++i) {
+    pull.Line();
     Vec w[NV];
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) w[v] = LoadWeights(panel + v * kLanes);
@@ -117,7 +134,7 @@ void SingleTile(const void* a, int64_t a_stride, const void* packed, int64_t k, 
 
 template <int MR, int NV>
 void PairTile(const void* a, int64_t a_stride, const void* packed, int64_t k, const float* bias, float* out, int64_t out_stride,
-              int columns) {
+              int columns, TileAhead ahead) {
   const uint16_t* panel = (const uint16_t*)packed;
   Vec acc[MR][NV];
 #pragma GCC unroll 12
@@ -127,7 +144,9 @@ void PairTile(const void* a, int64_t a_stride, const void* packed, int64_t k, co
   }
   Rows<MR> rows(a, a_stride);
   const int64_t pairs = (k + 1) / 2;
+  Puller<MR> pull(ahead);
   for (int64_t i = 0; i < pairs; ++i) {
+    pull.Line();
 #if defined(__AVX512BF16__)
     // Sums the pair's two products into the accumulator with its own rounding and flushes subnormals, whatever MXCSR says.
     __m512bh w[NV];
@@ -181,16 +200,16 @@ struct PairBF16 {
 // kElementBytes: from one column of the panel to the next, at the same k (or pair).
 template <typename Kind, int kElementBytes, int MR = 1>
 void RunTile(const void* a, int64_t a_stride, int rows, const void* panel, int64_t k, const float* bias, float* out,
-             int64_t out_stride, int columns) {
+             int64_t out_stride, int columns, TileAhead ahead) {
   if (rows == MR) {
     constexpr int kVectors = VectorsOf(MR);
     for (int first = 0; first < columns; first += kVectors * kLanes) {
       const auto* from = (const char*)panel + first * kElementBytes;
       Kind::template kTile<MR, kVectors>(a, a_stride, from, k, bias != nullptr ? bias + first : nullptr, out + first, out_stride,
-                                         columns - first);
+                                         columns - first, first == 0 ? ahead : TileAhead{(const char*)panel, 0});
     }
   } else if constexpr (MR < kMaxRows) {
-    RunTile<Kind, kElementBytes, MR + 1>(a, a_stride, rows, panel, k, bias, out, out_stride, columns);
+    RunTile<Kind, kElementBytes, MR + 1>(a, a_stride, rows, panel, k, bias, out, out_stride, columns, ahead);
   }
 }
 

@@ -148,7 +148,9 @@ TEST_P(QuantOnIsa, RowsAreQuantisedAsDefined) {
       group_sum = (b % 2 == 0 ? 0 : group_sum) + double(scale) * sum;
       if (b % 2 == 0 && b + 1 < blocks) continue;
       ASSERT_EQ(std::isnan(sums[b / 2 * stride]), std::isnan(group_sum));
-      if (!std::isnan(group_sum)) ASSERT_NEAR(sums[b / 2 * stride], group_sum, 1e-5 * std::abs(group_sum) + 1e-6 * scale);
+      if (!std::isnan(group_sum)) {
+        ASSERT_NEAR(sums[b / 2 * stride], group_sum, 1e-5 * std::abs(group_sum) + 1e-6 * scale);
+      }
     }
   }
 }
