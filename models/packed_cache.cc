@@ -124,7 +124,7 @@ struct PackedKeeper::State {
   std::thread thread;
 
   void Run() {
-    setpriority(PRIO_PROCESS, id_t(gettid()), 19);  // this thread's only, on Linux
+    setpriority(PRIO_PROCESS, id_t(gettid()), options.niceness);  // this thread's only, on Linux
     const uint64_t bytes = PackedFileBytes(weights);
     if (bytes < options.least_bytes) return;
     std::error_code error;

@@ -20,6 +20,7 @@ struct PackedCacheOptions {
   std::string dir;           // empty = no cache
   uint64_t limit_bytes = 0;  // of all its files: those unused for longest go first, and a model larger than that is not kept
   uint64_t least_bytes = uint64_t{16} << 20;       // smaller models load in no time
+  int niceness = 10;                               // of the writing thread: requests that are served meanwhile come first
   std::function<void(const std::string&)> remark;  // may be called from another thread; empty = silent
 };
 
@@ -31,7 +32,7 @@ std::string PackedCacheKey(const Checkpoint& checkpoint, std::string_view config
 // The file of that key, checked and marked as used; nullptr when there is none. A damaged one is removed.
 std::shared_ptr<const PackedFile> FindPacked(const PackedCacheOptions& options, const std::string& key);
 
-// Writes weights to the cache in a thread of its own, at the lowest priority; the weights outlive it. Destroyed early, it stops.
+// Writes weights to the cache in a thread of its own, at a low priority; the weights outlive it. Destroyed early, it stops.
 class PackedKeeper {
  public:
   PackedKeeper(const PackedCacheOptions& options, std::string key, std::string weights_hash, std::vector<PackedWeight> weights);

@@ -56,6 +56,7 @@ class PackedCacheTest : public testing::Test {
     return {.dir = (root_ / "cache").string(),
             .limit_bytes = uint64_t{1} << 30,
             .least_bytes = 0,
+            .niceness = 0,
             .remark = [this](const std::string& text) {
               const std::lock_guard lock(mutex_);
               remarks_.push_back(text);
