@@ -199,8 +199,9 @@ void CheckCheckpoint(const std::string& dir, const std::string& device_name) {
   const int64_t context_switch = ContextSwitch(dir, golden);
   Loaded loaded, longer;
   ASSERT_NO_FATAL_FAILURE(LoadOrFail(dir, device_name, {.dtype = DType::kF32, .max_model_len = context_switch}, &loaded));
-  if (context_switch > 0)
+  if (context_switch > 0) {
     ASSERT_NO_FATAL_FAILURE(LoadOrFail(dir, device_name, {.dtype = DType::kF32, .max_model_len = 256}, &longer));
+  }
   for (const json& prompt : golden["prompts"]) {
     SCOPED_TRACE(prompt["length"].get<int>());
     if (context_switch == 0) {

@@ -37,7 +37,9 @@ TEST(QuantizedTensors, Fp8IsWhatItsDefinitionSays) {
     const float e5m2 = Fp8E5M2ToF32(uint8_t(bits));
     if (wide == 31) {
       EXPECT_EQ(std::isnan(e5m2), two != 0);
-      if (two == 0) EXPECT_EQ(e5m2, sign * INFINITY);
+      if (two == 0) {
+        EXPECT_EQ(e5m2, sign * INFINITY);
+      }
     } else {
       EXPECT_EQ(e5m2, wide == 0 ? sign * two / 4.0 * std::pow(2, -14) : sign * (1 + two / 4.0) * std::pow(2, wide - 15));
     }

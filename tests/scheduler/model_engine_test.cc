@@ -126,7 +126,9 @@ class ModelEngine : public testing::TestWithParam<Case> {
     auto answer = std::make_shared<Answer>();
     auto request = ValidatedRequest::Make(std::move(draft), limits_);
     EXPECT_TRUE(request.ok()) << request.status();
-    if (request.ok()) EXPECT_TRUE(engine_->Submit(*std::move(request), answer).ok());
+    if (request.ok()) {
+      EXPECT_TRUE(engine_->Submit(*std::move(request), answer).ok());
+    }
     return answer;
   }
   void RunAll() {
@@ -203,7 +205,9 @@ TEST_P(ModelEngine, OneAnswer) {
     if (!ValidatedRequest::Make(longest, limits_).ok()) continue;
     ExpectSame(Together(), alone, "preempted");
     const bool windows = kv_->shapes().back().window_tokens > 0;
-    if (!windows) EXPECT_GT(engine_->Stats().preemptions, 0) << extents << " extents";
+    if (!windows) {
+      EXPECT_GT(engine_->Stats().preemptions, 0) << extents << " extents";
+    }
     return;
   }
   FAIL() << "no pool held the third request";
