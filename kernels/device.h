@@ -159,6 +159,7 @@ class Device {
   // --- weights ----------------------------------------------------------------------------------------------------
   // Packs the matrices, one under another (same cols), as one linear weight; values are converted to `dtype`, and then
   // quantised where a format is given. A part that is quantised already must have that format; it is taken as it is.
+  // Where the format is ordered, all parts are quantised already and have the same order.
   virtual StatusOr<Weight> PackLinear(std::span<const HostMatrix> parts, DType dtype, QuantFormat quant = {}) = 0;
   virtual StatusOr<Weight> PackEmbedding(const HostMatrix& table, DType dtype) = 0;  // row-gather layout
   virtual StatusOr<Weight> PackVector(

@@ -41,7 +41,8 @@ StatusOr<QuantFormat> ParseQuantFormat(std::string_view text) {
 std::string Name(QuantFormat format) {
   if (!format) return "none";
   const char* kind = format.kind == QuantFormat::Kind::kInt8 ? "int8" : "int4";
-  return format.group == 0 ? fmt::format("{}:channel", kind) : fmt::format("{}:{}", kind, format.group);
+  const std::string name = format.group == 0 ? fmt::format("{}:channel", kind) : fmt::format("{}:{}", kind, format.group);
+  return format.ordered ? name + " act-order" : name;
 }
 
 QuantGroup QuantizeGroup(QuantFormat::Kind kind, const float* weights, int64_t count, int8_t* codes) {

@@ -27,6 +27,9 @@ inline constexpr int kQuantBlock = 32;
 struct QuantFormat {
   enum class Kind : uint8_t { kNone, kInt8, kInt4 } kind = Kind::kNone;
   int32_t group = 0;  // inputs that share a scale: a multiple of kQuantBlock; 0 = all of a row (one scale per output channel)
+  // The groups are of inputs in another order (GPTQ's act-order), which belongs to the weight: activations are taken in that
+  // order before they are quantised.
+  bool ordered = false;
 
   bool operator==(const QuantFormat&) const = default;
   explicit operator bool() const { return kind != Kind::kNone; }

@@ -104,9 +104,7 @@ class ReferenceDevice final : public Device {
         return InvalidArgument("'{}' is [{}, {}]; it is packed with '{}' [{}, {}] and must be non-empty and have as many columns",
                                part.name, part.rows, part.cols, parts[0].name, parts[0].rows, parts[0].cols);
       }
-      if (part.quant && part.quant != quant) {
-        return InvalidArgument("'{}' is quantised as {} but is to be packed as {}", part.name, Name(part.quant), Name(quant));
-      }
+      KVASIR_RETURN_IF_ERROR(CheckQuantized(part, parts[0], quant));
       rows += part.rows;
     }
     if (quant) return PackQuantised(parts, dtype, rows, quant);
@@ -340,8 +338,10 @@ class ReferenceDevice final : public Device {
   // Keeps what the codes stand for, as float32.
   StatusOr<Weight> PackQuantised(std::span<const HostMatrix> parts, DType dtype, int64_t rows, QuantFormat quant) {
     const int64_t cols = parts[0].cols;
-    KVASIR_ASSIGN_OR_RETURN(void* packed, Allocate(size_t(rows) * size_t(cols) * sizeof(float), parts[0].name));
+    const size_t values = size_t(rows) * size_t(cols), order_size = quant.ordered ? size_t(cols) : 0;
+    KVASIR_ASSIGN_OR_RETURN(void* packed, Allocate((values + order_size) * sizeof(float), parts[0].name));
     float* row = static_cast<float*>(packed);
+    if (quant.ordered) std::memcpy(row + values, parts[0].order, order_size * sizeof(int32_t));
     for (const HostMatrix& part : parts) {
       for (int64_t i = 0; i < part.rows; ++i, row += cols) QuantisedRow(part, i, dtype, quant, row);
     }
@@ -377,6 +377,10 @@ class ReferenceDevice final : public Device {
     if (weight.quant) {
       rounded.resize(weight.cols);
       int8_t codes[kQuantBlock];
+      std::vector<float> ordered(weight.quant.ordered ? weight.cols : 0);
+      const int32_t* order = static_cast<const int32_t*>(weight.packed) + weight.rows * weight.cols;
+      for (size_t k = 0; k < ordered.size(); ++k) ordered[k] = in[order[k]];
+      if (!ordered.empty()) in = ordered.data();
       for (int64_t k = 0; k < weight.cols; k += kQuantBlock) {
         const int count = int(std::min<int64_t>(kQuantBlock, weight.cols - k));
         const float scale = QuantizeBlock(in + k, count, codes);

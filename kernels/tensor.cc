@@ -1,19 +1,33 @@
 #include "kernels/tensor.h"
 
+#include <algorithm>
 #include <bit>
 
 namespace kvasir {
 
 std::string_view Name(DType dtype) {
   switch (dtype) {
-    case DType::kF32: return "float32";
-    case DType::kF16: return "float16";
-    case DType::kBF16: return "bfloat16";
+    case DType::kF32:
+      return "float32";
+    case DType::kF16:
+      return "float16";
+    case DType::kBF16:
+      return "bfloat16";
   }
   return "?";
 }
 
-float BF16ToF32(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
+Status CheckQuantized(const HostMatrix& part, const HostMatrix& first, QuantFormat quant) {
+  if ((part.quant || quant.ordered) && part.quant != quant)
+    return InvalidArgument("'{}' is quantised as {} but is to be packed as {}", part.name, Name(part.quant), Name(quant));
+  if (quant.ordered && !std::equal(part.order, part.order + part.cols, first.order, first.order + first.cols))
+    return InvalidArgument("'{}' has its inputs in another order than '{}', packed with it", part.name, first.name);
+  return OkStatus();
+}
+
+float BF16ToF32(uint16_t bits) {
+  return std::bit_cast<float>(uint32_t{bits} << 16);
+}
 
 uint16_t F32ToBF16(float value) {
   const uint32_t u = std::bit_cast<uint32_t>(value);
@@ -34,10 +48,10 @@ uint16_t F32ToF16(float value) {
   const uint32_t u = std::bit_cast<uint32_t>(value);
   const uint16_t sign = uint16_t(u >> 16 & 0x8000u);
   const uint32_t magnitude = u & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return sign | 0x7e00;                     // NaN
-  if (magnitude >= 0x477ff000u) return sign | 0x7c00;                    // rounds to infinity
-  if (magnitude < 0x38800000u) {                                         // subnormal: let the FPU round at 2^-24
-    const float scaled = std::bit_cast<float>(magnitude) + 0x1p-1f;      // ulp of [0.5, 1) is 2^-24
+  if (magnitude > 0x7f800000u) return sign | 0x7e00;                 // NaN
+  if (magnitude >= 0x477ff000u) return sign | 0x7c00;                // rounds to infinity
+  if (magnitude < 0x38800000u) {                                     // subnormal: let the FPU round at 2^-24
+    const float scaled = std::bit_cast<float>(magnitude) + 0x1p-1f;  // ulp of [0.5, 1) is 2^-24
     return sign | uint16_t(std::bit_cast<uint32_t>(scaled) - 0x3f000000u);
   }
   const uint32_t rounded = magnitude + 0xfffu + (magnitude >> 13 & 1);

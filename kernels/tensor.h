@@ -31,7 +31,12 @@ struct HostMatrix {
   QuantFormat quant = {};
   const uint16_t* scales = nullptr;
   const uint16_t* lows = nullptr;  // int4 only
+  const int32_t* order = nullptr;  // quant.ordered: codes are in this order of inputs, a permutation of 0 .. cols - 1
 };
+
+// For PackLinear: whether a part can be packed with `first` as `quant`. What is quantised already must have that very format, and
+// an order of inputs is one for all parts.
+Status CheckQuantized(const HostMatrix& part, const HostMatrix& first, QuantFormat quant);
 
 // A weight living on a device in the layout that device likes. Made by Device::Pack*, freed with the device.
 struct Weight {

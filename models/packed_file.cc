@@ -35,7 +35,7 @@ struct PackedEntry {
   int64_t rows, cols;
   uint64_t offset, bytes;  // in the data
   int32_t group;
-  uint8_t kind, dtype, quant, unused;
+  uint8_t kind, dtype, quant, ordered;
 };
 
 uint64_t RoundUp(uint64_t value, uint64_t to) {
@@ -112,7 +112,8 @@ StatusOr<std::vector<PackedWeight>> ReadEntries(const PackedHead& head, const st
       return DataLoss("{}: weight {} lies outside the file", path, i);
     PackedWeight& packed = weights.emplace_back();
     packed.kind = PackingKind(entry.kind);
-    packed.weight = {DType(entry.dtype), entry.rows, entry.cols, nullptr, {QuantFormat::Kind(entry.quant), entry.group}};
+    packed.weight = {
+        DType(entry.dtype), entry.rows, entry.cols, nullptr, {QuantFormat::Kind(entry.quant), entry.group, entry.ordered != 0}};
     packed.weight.packed = const_cast<std::byte*>(data + entry.offset);  // weights are only read
     packed.bytes = entry.bytes;
   }
@@ -144,7 +145,7 @@ std::vector<PackedEntry> PlaceEntries(std::span<const PackedWeight> weights, uin
   for (const PackedWeight& packed : weights) {
     const Weight& weight = packed.weight;
     entries.push_back({weight.rows, weight.cols, offset, packed.bytes, weight.quant.group, uint8_t(packed.kind),
-                       uint8_t(weight.dtype), uint8_t(weight.quant.kind), 0});
+                       uint8_t(weight.dtype), uint8_t(weight.quant.kind), uint8_t(weight.quant.ordered)});
     offset += RoundUp(packed.bytes, kAlign);
   }
   *data_bytes = offset;

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 
 namespace kvasir {
 namespace {
@@ -135,18 +136,32 @@ std::optional<ScaleType> ScaleTypeOf(std::string_view stored) {
   return std::nullopt;
 }
 
+std::vector<int32_t> InputOrder(const StoredQuant& stored) {
+  if (stored.group_of.empty() || stored.group <= 0) return {};
+  std::vector<int32_t> order(stored.group_of.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+    return stored.group_of[static_cast<size_t>(a)] < stored.group_of[static_cast<size_t>(b)];
+  });
+  for (size_t i = 0; i < order.size(); ++i)
+    if (stored.group_of[static_cast<size_t>(order[i])] != static_cast<int64_t>(i) / stored.group) return {};
+  return order;
+}
+
 QuantFormat ExactFormat(const StoredQuant& stored) {
   const bool int4 = stored.bits == 4;
-  if (stored.fp8() || !stored.group_of.empty() || (!int4 && stored.zeros)) return {};
+  if (stored.fp8() || (!int4 && stored.zeros)) return {};
+  const bool ordered = !stored.group_of.empty();
+  if (ordered && InputOrder(stored).empty()) return {};
   const auto kind = int4 ? QuantFormat::Kind::kInt4 : QuantFormat::Kind::kInt8;
   if (stored.groups == 1) return {kind, int4 ? 128 : 0};
   for (const int32_t group : {128, 64, 32})
-    if (stored.group % group == 0) return {kind, group};
+    if (stored.group % group == 0) return {kind, group, ordered};
   return {};
 }
 
 bool Holds(QuantFormat narrow, QuantFormat wide) {
-  if (!narrow || narrow.kind != wide.kind) return false;
+  if (!narrow || narrow.kind != wide.kind || narrow.ordered != wide.ordered) return false;
   return narrow.group == wide.group || (narrow.group != 0 && (wide.group == 0 || wide.group % narrow.group == 0));
 }
 
@@ -173,8 +188,9 @@ UnpackedQuant Unpack(const StoredQuant& stored, const StoredBytes& bytes, int64_
   return unpacked;
 }
 
-Status WriteCodes(const StoredQuant& stored, const UnpackedQuant& unpacked, QuantFormat format, std::span<const int32_t> order,
-                  int8_t* codes, uint16_t* scales, uint16_t* lows) {
+Status WriteCodes(const StoredQuant& stored, const UnpackedQuant& unpacked, QuantFormat format,
+                  std::span<const int32_t> input_order, std::span<const int32_t> order, int8_t* codes, uint16_t* scales,
+                  uint16_t* lows) {
   const int64_t all_rows = static_cast<int64_t>(unpacked.codes.size()) / stored.cols;
   const int64_t rows = order.empty() ? all_rows : static_cast<int64_t>(order.size());
   const int64_t size = format.GroupSize(stored.cols), groups = format.Groups(stored.cols);
@@ -183,9 +199,11 @@ Status WriteCodes(const StoredQuant& stored, const UnpackedQuant& unpacked, Quan
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t from = order.empty() ? row : order[static_cast<size_t>(row)];
     const uint8_t* source = unpacked.codes.data() + from * stored.cols;
-    for (int64_t i = 0; i < stored.cols; ++i) codes[row * stored.cols + i] = static_cast<int8_t>(source[i] ^ shift);
+    for (int64_t i = 0; i < stored.cols; ++i)
+      codes[row * stored.cols + i] = static_cast<int8_t>(source[input_order.empty() ? i : input_order[size_t(i)]] ^ shift);
     for (int64_t g = 0; g < groups; ++g) {
-      const size_t at = static_cast<size_t>(from * stored.groups + GroupOf(stored, g * size));
+      const size_t at = static_cast<size_t>(from * stored.groups +
+                                            GroupOf(stored, input_order.empty() ? g * size : input_order[size_t(g * size)]));
       const float scale = unpacked.scales[at];
       const uint16_t scale_bits = F32ToF16(scale), low_bits = F32ToF16(-scale * float(unpacked.zeros[at]));
       if (!IsFinite16(scale_bits) || (int4 && !IsFinite16(low_bits)))

@@ -44,8 +44,12 @@ struct StoredQuant {
   bool by_input() const { return form == CodeForm::kGptq || form == CodeForm::kAwq; }  // rows of the tensor are inputs
 };
 
+// The order that puts the inputs of a group together, the groups one after another; only where every group but the last has
+// stored.group inputs. Empty = none.
+std::vector<int32_t> InputOrder(const StoredQuant& stored);
 // The kernels' format that holds the weight without another rounding of its codes, the widest groups there are; none where there
-// is no such format: fp8, 8 bits with zero points, groups that are no multiple of 32, inputs in another order than their groups.
+// is no such format: fp8, 8 bits with zero points, groups that are no multiple of 32 or not equally many inputs. Ordered as
+// InputOrder says where group_of is given.
 QuantFormat ExactFormat(const StoredQuant& stored);
 // Whether a weight that fits `wide` also fits `narrow`, by repeating scales.
 bool Holds(QuantFormat narrow, QuantFormat wide);
@@ -67,10 +71,12 @@ struct UnpackedQuant {
 UnpackedQuant Unpack(const StoredQuant& stored, const StoredBytes& bytes, int64_t first_row, int64_t rows);
 
 // Row i of the results is row order[i] of what was unpacked (all rows as they are when empty).
-// In the kernels' format, which must be ExactFormat's or a narrower one: codes [rows, cols], scales and lows [rows,
-// Groups(cols)]. Scales are rounded to float16, and low = -scale * zero too. An error where one does not fit.
-Status WriteCodes(const StoredQuant& stored, const UnpackedQuant& unpacked, QuantFormat format, std::span<const int32_t> order,
-                  int8_t* codes, uint16_t* scales, uint16_t* lows);
+// In the kernels' format, which must be ExactFormat's or a narrower one, with the inputs in input_order where it is ordered:
+// codes [rows, cols], scales and lows [rows, Groups(cols)]. Scales are rounded to float16, and low = -scale * zero too. An error
+// where one does not fit.
+Status WriteCodes(const StoredQuant& stored, const UnpackedQuant& unpacked, QuantFormat format,
+                  std::span<const int32_t> input_order, std::span<const int32_t> order, int8_t* codes, uint16_t* scales,
+                  uint16_t* lows);
 // As values, computed in float32 and rounded once to `dtype`.
 void WriteValues(const StoredQuant& stored, const UnpackedQuant& unpacked, DType dtype, std::byte* out);
 

@@ -400,6 +400,7 @@ void WeightsPlan::PlacePart(const PartGroup& group, Part* part, size_t* end) {
     const QuantFormat exact = order.transpose ? QuantFormat() : ExactFormat(stored);
     if (group.quant && Holds(group.quant, exact)) {
       part->quant = group.quant;
+      if (part->quant.ordered) part->input_order = InputOrder(stored);
       const size_t rows = static_cast<size_t>(part->out_rows), groups = static_cast<size_t>(part->quant.Groups(part->cols));
       part->offset = take(rows * static_cast<size_t>(part->cols));
       part->scales_offset = take(rows * groups * sizeof(uint16_t));

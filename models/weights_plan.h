@@ -43,7 +43,8 @@ struct Part {
   std::vector<Piece> pieces;  // what is read; codes, scales, zeros first, in this order
   size_t offset = 0;          // of the values, or codes
   size_t scales_offset = 0, lows_offset = 0;
-  DType dtype = DType::kF32;  // of the values at `offset`
+  std::vector<int32_t> input_order;  // quant.ordered
+  DType dtype = DType::kF32;         // of the values at `offset`
   int64_t out_rows = 0, out_cols = 0;
   XXH128_hash_t hash = {};
 };

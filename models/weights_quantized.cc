@@ -256,22 +256,30 @@ bool WeightsPlan::DropPlainZeros(StoredQuant* stored, Part* part) {
   return true;
 }
 
-// How a group of parts is packed: as asked for; otherwise in the one format that holds all of them exactly, or as values.
+// How a group of parts is packed: as asked for; otherwise in the one format that holds all of them exactly, or as values. Inputs
+// may have another order only when it is one for all parts.
 QuantFormat WeightsPlan::ChooseFormat(const PartGroup& group) const {
   if (group.kind != PartGroup::Kind::kLinear || group.float32) return {};
-  if (asked_quantization_) return group.head ? FormatOfHead(*asked_quantization_) : *asked_quantization_;
+  const auto asked = [&]() -> QuantFormat {
+    if (!asked_quantization_) return {};
+    return group.head ? FormatOfHead(*asked_quantization_) : *asked_quantization_;
+  };
   QuantFormat common;
   for (const Part& part : group.parts) {
-    if (!part.stored || part.rearrange.transpose) return {};
-    const QuantFormat exact = ExactFormat(*part.stored);
-    if (!exact) return {};
+    const bool codes = part.stored && !part.rearrange.transpose && group.parts[0].stored &&
+                       part.stored->group_of == group.parts[0].stored->group_of;
+    const QuantFormat exact = codes ? ExactFormat(*part.stored) : QuantFormat();
+    if (!exact) return asked();
     if (!common || Holds(exact, common)) {
       common = exact;
     } else if (!Holds(common, exact)) {
-      return {};
+      return asked();
     }
   }
-  return common;
+  if (!asked_quantization_ || !common.ordered) return asked_quantization_ ? asked() : common;
+  QuantFormat ordered = asked();
+  ordered.ordered = true;
+  return Holds(ordered, common) ? ordered : asked();
 }
 
 }  // namespace kvasir

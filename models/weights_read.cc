@@ -114,7 +114,7 @@ Status ReadAhead::FillQuantized(const Part& part, std::byte* buffer) {
       Unpack(stored, {buffer + part.pieces[0].offset, buffer + part.pieces[1].offset, zeros}, part.first_row, part.rows);
   std::byte* out = buffer + part.offset;
   if (part.quant)
-    return WriteCodes(stored, unpacked, part.quant, part.rearrange.rows, reinterpret_cast<int8_t*>(out),
+    return WriteCodes(stored, unpacked, part.quant, part.input_order, part.rearrange.rows, reinterpret_cast<int8_t*>(out),
                       reinterpret_cast<uint16_t*>(buffer + part.scales_offset),
                       reinterpret_cast<uint16_t*>(buffer + part.lows_offset));
   if (part.rearrange.empty()) {

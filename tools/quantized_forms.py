@@ -5,6 +5,9 @@ Every form is a function of (name, weight float32 [n, k], generator) that return
 bfloat16 and float8 arrays are wrapped as torch tensors, which numpy does not have.
 """
 
+import hashlib
+import re
+
 import numpy as np
 import torch
 
@@ -53,6 +56,9 @@ def words(numbers, bits, axis):
 
 def gptq(bits, group, symmetric=True, shuffled=False, version=1, with_index=True, dtype="float16"):
     def form(name, weight, generator):
+        if shuffled:  # projections of one input have one order, as they have one Hessian
+            source = re.sub("q_proj|k_proj|v_proj|gate_proj|up_proj", "in", name)
+            generator = np.random.default_rng(int(hashlib.sha256(source.encode()).hexdigest()[:8], 16))
         index = group_index(weight.shape[1], group, shuffled, generator)
         codes, scales, zeros, values = affine(weight, index, bits, symmetric, dtype)
         tensors = {"qweight": words(codes.T, bits, 0), "qzeros": words(zeros.T - (1 if version == 1 else 0), bits, 1),

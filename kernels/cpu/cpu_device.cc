@@ -68,9 +68,7 @@ StatusOr<Weight> CpuDevice::PackLinear(std::span<const HostMatrix> parts, DType 
       return InvalidArgument("'{}' has {} columns but '{}', packed with it, has {}", part.name, part.cols, parts[0].name,
                              weight.cols);
     }
-    if (part.quant && part.quant != quant) {
-      return InvalidArgument("'{}' is quantised as {} but is to be packed as {}", part.name, Name(part.quant), Name(quant));
-    }
+    KVASIR_RETURN_IF_ERROR(CheckQuantized(part, parts[0], quant));
     weight.rows += part.rows;
   }
   const size_t bytes = PackedBytes(PackingKind::kLinear, weight);
@@ -113,7 +111,8 @@ std::string CpuDevice::PackingName() const {
 
 size_t CpuDevice::PackedBytes(PackingKind kind, const Weight& weight) const {
   if (kind == PackingKind::kLinear)
-    return size_t(PanelsOf(weight.rows)) * size_t(PanelBytes(weight.cols, weight.dtype, weight.quant));
+    return size_t(PanelsOf(weight.rows)) * size_t(PanelBytes(weight.cols, weight.dtype, weight.quant)) +
+           size_t(OrderBytes(weight.cols, weight.quant));
   return size_t(weight.rows) * size_t(weight.cols) * SizeOf(weight.dtype);
 }
 

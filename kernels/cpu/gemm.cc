@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <vector>
 
 #include "kernels/cpu/pack.h"
 #include "kernels/status.h"
@@ -64,6 +65,13 @@ void QuantizeRow(const QuantKernels& kernels, const LinearJob& job, const GemmSc
   const int64_t strip_rows = PartBegin(height, strips, strip + 1) - strip_first;
   auto* block = reinterpret_cast<QuantBlock*>(to + (first + strip_first) * plan.a_stride);
   auto* sums = reinterpret_cast<float*>(block + blocks * strip_rows);
+  if (job.weight->quant.ordered) {
+    thread_local std::vector<float> ordered;
+    ordered.resize(std::max(ordered.size(), size_t(k)));
+    const int32_t* order = OrderOf(*job.weight);
+    for (int64_t i = 0; i < k; ++i) ordered[size_t(i)] = from[order[i]];
+    from = ordered.data();
+  }
   kernels.quantize_row(from, k, job.weight->quant.GroupSize(k) / kQuantBlock, strip_rows, block + inside, sums + inside);
 }
 

@@ -165,6 +165,15 @@ int64_t PanelBytes(int64_t cols, DType dtype, QuantFormat quant) {
   return padded * kPanelColumns * int64_t(SizeOf(dtype));
 }
 
+const int32_t* OrderOf(const Weight& weight) {
+  const int64_t panels = PanelsOf(weight.rows) * PanelBytes(weight.cols, weight.dtype, weight.quant);
+  return reinterpret_cast<const int32_t*>(static_cast<const std::byte*>(weight.packed) + panels);
+}
+
+int64_t OrderBytes(int64_t cols, QuantFormat quant) {
+  return quant.ordered ? cols * int64_t{sizeof(int32_t)} : 0;
+}
+
 int64_t QuantRowBytes(int64_t cols, QuantFormat quant) {
   const int64_t blocks = (cols + kQuantBlock - 1) / kQuantBlock;
   return blocks * int64_t{sizeof(QuantBlock)} + quant.Groups(cols) * int64_t{sizeof(float)};
@@ -174,6 +183,8 @@ void PackPanels(ThreadTeam& team, std::span<const HostMatrix> parts, DType dtype
   int64_t rows = 0;
   for (const HostMatrix& part : parts) rows += part.rows;
   const int64_t k = parts[0].cols, bytes = PanelBytes(k, dtype, quant);
+  if (quant.ordered)
+    std::memcpy(static_cast<std::byte*>(dst) + PanelsOf(rows) * bytes, parts[0].order, size_t(OrderBytes(k, quant)));
   team.ParallelFor(PanelsOf(rows), 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t panel = begin; panel < end; ++panel) {
       const int64_t first = panel * kPanelColumns;

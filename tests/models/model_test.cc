@@ -273,7 +273,7 @@ TEST_P(OnDevice, QuantisedCheckpointsAgreeWithTheReference) {
 const std::map<std::string, std::string> kQuantized = {
     {"gptq-int4", "int4:32 (from gptq)"},
     {"gptq-int4-128", "int4:128 (from gptq)"},
-    {"gptq-int4-actorder", "float32 (from gptq)"},
+    {"gptq-int4-actorder", "int4:32 act-order (from gptq)"},
     {"gptq-int4-moe", "int4:32 in 12, int4:128 in 8 linear weights (from gptq)"},
     {"gptq-v2-channel", "int4:128 (from gptq)"},
     {"gptq-int8", "int8:channel in 6, int8:64 in 2 linear weights (from gptq)"},
@@ -281,7 +281,7 @@ const std::map<std::string, std::string> kQuantized = {
     {"awq-int4", "int4:32 in 7, float32 in 1 linear weights (from awq)"},
     {"awq-int4-64", "int4:128 in 6, float32 in 2 linear weights (from awq)"},
     {"compressed-w4a16", "int4:32 in 7, float32 in 1 linear weights (from compressed-tensors)"},
-    {"compressed-w4a16-actorder", "float32 (from compressed-tensors)"},
+    {"compressed-w4a16-actorder", "float32 in 4, int4:32 act-order in 4 linear weights (from compressed-tensors)"},
     {"compressed-w4a16-channel", "int4:128 (from compressed-tensors)"},
     {"compressed-w4a16-16", "float32 (from compressed-tensors)"},
     {"compressed-w8a16", "int8:channel (from compressed-tensors)"},

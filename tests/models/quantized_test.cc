@@ -149,6 +149,12 @@ TEST(QuantizedTensors, CodesStandForTheValues) {
     Layout made = RandomLayout(rng, int4 ? CodeForm::kAwq : CodeForm::kPacked, int4 ? 4 : 8, false);
     StoredQuant& s = made.stored;
     if (!int4) s.zeros = false;
+    if (round % 3 == 0) {  // act-order: groups of equal size, shuffled
+      for (int64_t i = 0; i < s.cols; ++i) s.group_of.push_back(int32_t(i / s.group));
+      for (size_t i = s.group_of.size() - 1; i > 0; --i) std::swap(s.group_of[i], s.group_of[rng.Below(i + 1)]);
+    }
+    const std::vector<int32_t> input_order = InputOrder(s);
+    ASSERT_EQ(input_order.empty(), s.group_of.empty());
     const QuantFormat format = ExactFormat(s);
     if (!format) {
       EXPECT_NE(s.group % 32, 0);
@@ -162,17 +168,17 @@ TEST(QuantizedTensors, CodesStandForTheValues) {
     std::vector<int32_t> order;
     for (int i = 0; i < 5; ++i) order.push_back(int32_t(rng.Below(uint64_t(s.rows))));
     for (const int32_t narrow : {format.group, int32_t{32}}) {
-      const QuantFormat chosen = {format.kind, narrow};
+      const QuantFormat chosen = {format.kind, narrow, format.ordered};
       ASSERT_TRUE(Holds(chosen, format));
       const size_t groups = size_t(chosen.Groups(s.cols));
       std::vector<int8_t> codes(order.size() * size_t(s.cols));
       std::vector<uint16_t> scales(order.size() * groups), lows(scales.size());
-      ASSERT_TRUE(WriteCodes(s, unpacked, chosen, order, codes.data(), scales.data(), lows.data()).ok());
+      ASSERT_TRUE(WriteCodes(s, unpacked, chosen, input_order, order, codes.data(), scales.data(), lows.data()).ok());
       for (size_t row = 0; row < order.size(); ++row) {
         for (int64_t i = 0; i < s.cols; ++i) {
           const size_t g = row * groups + size_t(i / chosen.GroupSize(s.cols));
           const float got = F16ToF32(scales[g]) * codes[row * size_t(s.cols) + size_t(i)] + (int4 ? F16ToF32(lows[g]) : 0);
-          const float want = values[size_t(order[row] * s.cols + i)];
+          const float want = values[size_t(order[row] * s.cols + (input_order.empty() ? i : input_order[size_t(i)]))];
           ASSERT_NEAR(got, want, F16ToF32(scales[g]) * (int4 ? 0.02 : 0.07)) << round;
         }
       }
@@ -187,7 +193,7 @@ TEST(QuantizedTensors, ScalesThatDoNotFitAreRefused) {
   uint16_t scale, low;
   for (const float bad : {1e6f, INFINITY, NAN}) {
     const UnpackedQuant unpacked = {.codes = {1, 2, 3, 4}, .scales = {bad}, .zeros = {128}};
-    const Status status = WriteCodes(stored, unpacked, {QuantFormat::Kind::kInt8, 0}, {}, codes, &scale, &low);
+    const Status status = WriteCodes(stored, unpacked, {QuantFormat::Kind::kInt8, 0}, {}, {}, codes, &scale, &low);
     EXPECT_NE(Message(status).find("--quantization none"), std::string::npos) << status;
   }
 }
@@ -207,6 +213,13 @@ TEST(QuantizedTensors, FormatsAndWhatTheyHold) {
   EXPECT_EQ(Name(ExactFormat(stored)), "int8:channel");
   stored.zeros = true;
   EXPECT_FALSE(ExactFormat(stored));
+  StoredQuant shuffled = {.form = CodeForm::kGptq, .bits = 4, .rows = 8, .cols = 96, .group = 64, .groups = 2};
+  for (int i = 0; i < 96; ++i) shuffled.group_of.push_back(i % 3 == 0 ? 1 : 0);
+  EXPECT_EQ(Name(ExactFormat(shuffled)), "int4:64 act-order");
+  EXPECT_FALSE(Holds({QuantFormat::Kind::kInt4, 64}, ExactFormat(shuffled)));
+  shuffled.group_of[0] = 0;  // 65 inputs in a group of 64
+  EXPECT_TRUE(InputOrder(shuffled).empty());
+  EXPECT_FALSE(ExactFormat(shuffled));
 }
 
 // --- config ---------------------------------------------------------------------------------------------------------------
@@ -387,6 +400,14 @@ TEST(QuantizedLoading, DevicesRefuseAnotherFormat) {
     EXPECT_FALSE(device->PackLinear({&matrix, 1}, DType::kF32).ok());
     EXPECT_FALSE(device->PackLinear({&matrix, 1}, DType::kF32, {QuantFormat::Kind::kInt8, 32}).ok());
     EXPECT_TRUE(device->PackLinear({&matrix, 1}, DType::kF32, {QuantFormat::Kind::kInt8, 0}).ok());
+    EXPECT_FALSE(device->PackLinear({&matrix, 1}, DType::kF32, {QuantFormat::Kind::kInt8, 0, true}).ok());
+    int32_t order[32], other[32];
+    for (int i = 0; i < 32; ++i) order[i] = i, other[i] = 31 - i;
+    HostMatrix parts[2] = {matrix, matrix};
+    for (HostMatrix& part : parts) part.quant.ordered = true, part.order = order;
+    EXPECT_TRUE(device->PackLinear(parts, DType::kF32, parts[0].quant).ok());
+    parts[1].order = other;
+    EXPECT_FALSE(device->PackLinear(parts, DType::kF32, parts[0].quant).ok());
   }
 }
 
