@@ -132,10 +132,13 @@ Status BenchShared(const AttentionBench& bench, Heads heads, int sequences, int 
 }  // namespace
 
 Status RunAttentionBench(const AttentionBench& bench) {
-  KVASIR_RETURN_IF_ERROR(BenchContext(bench, 8, 4096, 9));
-  for (const int tokens : {16384, 65536}) {
-    for (const int sequences : {1, 8}) KVASIR_RETURN_IF_ERROR(BenchContext(bench, sequences, tokens, 5));
+  if (bench.wanted("a4")) {
+    KVASIR_RETURN_IF_ERROR(BenchContext(bench, 8, 4096, 9));
+    for (const int tokens : {16384, 65536}) {
+      for (const int sequences : {1, 8}) KVASIR_RETURN_IF_ERROR(BenchContext(bench, sequences, tokens, 5));
+    }
   }
+  if (!bench.wanted("a10")) return OkStatus();
   KVASIR_RETURN_IF_ERROR(BenchShared(bench, kPlain, 32, 8192, 64));
   KVASIR_RETURN_IF_ERROR(BenchShared(bench, kGrouped, 32, 8192, 64));
   KVASIR_RETURN_IF_ERROR(BenchShared(bench, kGrouped, 2, 8192, 64));

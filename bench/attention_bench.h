@@ -11,6 +11,7 @@ namespace kvasir {
 
 struct AttentionBench {
   Device* device = nullptr;
+  std::function<bool(const char* id)> wanted;
   std::function<double()> stream_bytes_per_second;  // measures once
   std::function<void(const char* id, std::string name, double value, const char* unit, double ceiling, double ratio)> print;
 };

@@ -42,8 +42,8 @@ constexpr Format kFormats[] = {{"bf16", DType::kBF16, "none"},
 
 class Bench {
  public:
-  Bench(std::unique_ptr<Device> device, bool json)
-      : device_(std::move(device)), team_(static_cast<CpuDevice&>(*device_).team()), json_(json) {}
+  Bench(std::unique_ptr<Device> device, const BenchOptions& options)
+      : device_(std::move(device)), team_(static_cast<CpuDevice&>(*device_).team()), options_(options) {}
 
   Status Run() {
     stream_ = static_cast<std::byte*>(*device_->Allocate(kWorkingSet, "stream"));
@@ -53,23 +53,31 @@ class Bench {
     for (float& v : values_) v = float(rng.Uniform()) - 0.5f;
     machine_ = MeasureCeilings(team_, {.seconds = 0.1});
     std::fprintf(stderr, "%s; %s\n", device_->Info().name.c_str(), ToString(machine_).c_str());
-    for (const Format& format : kFormats) KVASIR_RETURN_IF_ERROR(Gemv(format));
-    for (const Format& format : kFormats) KVASIR_RETURN_IF_ERROR(Gemm(format));
+    for (const Format& format : kFormats) {
+      if (Wanted("a1") || Wanted("a3")) KVASIR_RETURN_IF_ERROR(Gemv(format));
+    }
+    for (const Format& format : kFormats) {
+      if (Wanted("a2")) KVASIR_RETURN_IF_ERROR(Gemm(format));
+    }
     KVASIR_RETURN_IF_ERROR(
         RunAttentionBench({.device = device_.get(),
+                           .wanted = [this](const char* id) { return Wanted(id); },
                            .stream_bytes_per_second = [this] { return StreamBytesPerSecond(); },
                            .print = [this](const char* id, std::string name, double value, const char* unit, double ceiling,
                                            double ratio) { Print(id, std::move(name), value, unit, ceiling, ratio); }}));
-    EmptyRegion();
+    if (Wanted("a5")) EmptyRegion();
     device_->Free(stream_);
     return OkStatus();
   }
 
  private:
+  bool Wanted(const char* id) const {
+    return options_.cases.empty() || std::find(options_.cases.begin(), options_.cases.end(), id) != options_.cases.end();
+  }
   void Print(const char* id, std::string name, double value, const char* unit, double ceiling, double ratio) {
     PrintResult(
         {id, fmt::format("{}, {} thread{}", name, team_.size(), team_.size() == 1 ? "" : "s"), value, unit, ceiling, ratio},
-        json_);
+        options_.json);
   }
   double StreamBytesPerSecond() { return StreamReadOnce(team_, stream_, kWorkingSet); }
 
@@ -117,16 +125,26 @@ class Bench {
       const double value = Median(relative);
       Print("a3", fmt::format("{} rows over 1 row, {}", row_counts[j], format.name), value, "x", 1, 1 / value);
     }
+    // Neither memory nor the dot instructions can do more than this; that both are busy at once is what it takes.
+    const double peak = DotPeak(format), count = double(weights.size());
+    for (size_t j = 3; j < std::size(row_counts) && peak > 0; ++j) {
+      const double work = 2.0 * row_counts[j] * kSide * kSide * count, bound = std::max(work / peak, double(bytes) / Median(stream));
+      Print("a3", fmt::format("{} rows, {}, of what memory and dots allow", row_counts[j], format.name),
+            work / Median(times[j]) / 1e9, "GOP/s", work / bound / 1e9, bound / Median(times[j]));
+    }
     for (Weight& weight : weights) device_->Free(weight.packed);
     device_->Free(in);
     device_->Free(out);
     return OkStatus();
   }
 
+  double DotPeak(const Format& format) const {
+    return (format.quantization == std::string_view("none") ? machine_.dot_bf16_gflops : machine_.dot_int8_gops) * 1e9;
+  }
+
   // a2: 256 rows, the matrices of 0.5B and 1.1B models.
   Status Gemm(const Format& format) {
-    const double peak =
-        (format.quantization == std::string_view("none") ? machine_.dot_bf16_gflops : machine_.dot_int8_gops) * 1e9;
+    const double peak = DotPeak(format);
     for (const auto& [outs, k] : {std::pair<int64_t, int64_t>{9728, 896}, {896, 4864}, {2560, 2048}, {2048, 5632}}) {
       constexpr int kRows = 256;
       KVASIR_ASSIGN_OR_RETURN(const Weight weight, Pack(format, outs, k));
@@ -159,7 +177,7 @@ class Bench {
 
   const std::unique_ptr<Device> device_;
   ThreadTeam& team_;
-  const bool json_;
+  const BenchOptions& options_;
   Ceilings machine_;
   std::byte* stream_ = nullptr;
   std::vector<float> values_;
@@ -171,7 +189,7 @@ Status RunBenchKernels(const BenchOptions& options) {
   const int most = options.engine.threads > 0 ? options.engine.threads : UsableCpus();
   for (const int threads : {1, most}) {
     KVASIR_ASSIGN_OR_RETURN(std::unique_ptr<Device> device, MakeCpuDevice({.threads = threads}));
-    KVASIR_RETURN_IF_ERROR(Bench(std::move(device), options.json).Run());
+    KVASIR_RETURN_IF_ERROR(Bench(std::move(device), options).Run());
     if (most == 1) break;
   }
   return OkStatus();

@@ -294,6 +294,10 @@ void AddBenchOptions(CLI::App& app, BenchOptions& o) {
       ->check(CLI::Range(1, 1000))
       ->capture_default_str()
       ->group("Bench");
+  app.add_option("--case", o.cases, "Of the kernels: only cases with these ids (a1 and a3 come together)")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"a1", "a2", "a3", "a4", "a5", "a10"}))
+      ->group("Bench");
   app.add_flag("--null-model", o.null_model, "The engine's own cost instead, with a model that computes nothing")->group("Bench");
   app.add_flag("--json", o.json, "One JSON line per case")->group("Bench");
 }

@@ -110,6 +110,7 @@ struct BenchOptions {
   int64_t decode_tokens = 64;
   int64_t repetitions = 3;
   bool null_model = false;  // the engine's own cost instead
+  std::vector<std::string> cases;  // of the kernels: only those with these ids; empty = all
   bool json = false;
 };
 

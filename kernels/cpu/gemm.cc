@@ -36,14 +36,22 @@ size_t JobOf(std::span<const GemmScratch::Plan> plans, int64_t item) {
   return size_t(after - plans.begin()) - 1;
 }
 
-// Most rows of a tile of this weight.
-int MaxRows(const GemmKernels& kernels, const Weight& weight) {
-  return weight.quant ? kernels.quant->max_rows : kernels.max_rows;
+// Cuts the rows of a job into strips of nearly equal height, and the strips into tiles.
+void CutRows(const GemmKernels& kernels, const LinearJob& job, GemmScratch::Plan& plan) {
+  const bool quant = bool(job.weight->quant);
+  const int strip_rows = quant ? kernels.quant->strip_rows : kernels.strip_rows,
+            max_rows = quant ? kernels.quant->max_rows : kernels.max_rows;
+  plan.strips = (job.rows + strip_rows - 1) / strip_rows;
+  plan.tiles = (plan.strips * strip_rows + max_rows - 1) / max_rows;
+}
+
+int64_t TileBegin(const LinearJob& job, const GemmScratch::Plan& plan, int64_t tile) {
+  return PartBegin(job.rows, plan.strips, PartBegin(plan.strips, plan.tiles, tile));
 }
 
 // One tile: `rows` rows of activations at `a` and one panel.
 void RunTile(const GemmKernels& kernels, const Weight& weight, const std::byte* a, int64_t a_stride, int rows,
-             const std::byte* panel, const float* bias, float* out, int64_t out_stride, int columns, TileAhead ahead) {
+             const std::byte* panel, const float* bias, float* out, int64_t out_stride, int columns) {
   const int64_t k = weight.cols;
   if (weight.quant) {
     const auto tile = weight.quant.kind == QuantFormat::Kind::kInt8 ? kernels.quant->int8 : kernels.quant->int4;
@@ -51,15 +59,15 @@ void RunTile(const GemmKernels& kernels, const Weight& weight, const std::byte* 
     return tile(a, rows, panel, blocks, group_blocks, bias, out, out_stride, columns);
   }
   const auto tile = weight.dtype == DType::kF32 ? kernels.f32 : weight.dtype == DType::kF16 ? kernels.f16 : kernels.bf16;
-  tile(a, a_stride, rows, panel, k, bias, out, out_stride, columns, ahead);
+  tile(a, a_stride, rows, panel, k, bias, out, out_stride, columns);
 }
 
 // Quantises one row of a job to its place in its strip (quant_kernels.h).
 void QuantizeRow(const QuantKernels& kernels, const LinearJob& job, const GemmScratch::Plan& plan, const float* from, int64_t row,
                  std::byte* to) {
   const int64_t k = job.weight->cols, blocks = (k + kQuantBlock - 1) / kQuantBlock;
-  const int64_t tile = PartOf(job.rows, plan.tiles, row), first = PartBegin(job.rows, plan.tiles, tile);
-  const int64_t height = PartBegin(job.rows, plan.tiles, tile + 1) - first;
+  const int64_t tile = PartOf(plan.strips, plan.tiles, PartOf(job.rows, plan.strips, row)), first = TileBegin(job, plan, tile);
+  const int64_t height = TileBegin(job, plan, tile + 1) - first;
   const int64_t strips = (height + kernels.strip_rows - 1) / kernels.strip_rows, strip = PartOf(height, strips, row - first);
   const int64_t strip_first = PartBegin(height, strips, strip), inside = row - first - strip_first;
   const int64_t strip_rows = PartBegin(height, strips, strip + 1) - strip_first;
@@ -141,13 +149,10 @@ std::byte* GemmScratch::Reserve(size_t bytes) {
 void PanelLinears(const GemmKernels& kernels, ThreadTeam& team, GemmScratch& scratch, std::span<const LinearJob> jobs) {
   std::vector<GemmScratch::Plan>& plans = scratch.plans;
   plans.assign(jobs.size(), {});
-  for (size_t i = 0; i < jobs.size(); ++i) {
-    const int most = MaxRows(kernels, *jobs[i].weight);
-    plans[i].tiles = (jobs[i].rows + most - 1) / most;
-  }
+  for (size_t i = 0; i < jobs.size(); ++i) CutRows(kernels, jobs[i], plans[i]);
   Prepare(kernels, team, scratch, jobs);
 
-  // Rows are cut into tiles of nearly equal height. One piece of work is a panel and a run of tiles: all of them, unless there
+  // One piece of work is a panel and a run of tiles: all of them, unless there
   // are too few panels to keep the team busy.
   int64_t panels = 0, work = 0, pieces = 0;
   for (const LinearJob& job : jobs) {
@@ -174,18 +179,11 @@ void PanelLinears(const GemmKernels& kernels, ThreadTeam& team, GemmScratch& scr
           static_cast<const std::byte*>(weight.packed) + panel * PanelBytes(weight.cols, weight.dtype, weight.quant);
       const int columns = int(std::min<int64_t>(kPanelColumns, weight.rows - column));
       const int64_t tile_end = plan.tiles * (run + 1) / plan.runs, tile_begin = plan.tiles * run / plan.runs;
-      // With several tiles this panel is in the cache after the first: the time of all of them is used to fetch the next panel.
-      const int64_t lines = tile_end - tile_begin > 1 && panel + 1 < PanelsOf(weight.rows)
-                                ? PanelBytes(weight.cols, weight.dtype, weight.quant) / 64
-                                : 0;
       for (int64_t t = tile_begin; t < tile_end; ++t) {
-        const int64_t first_line = PartBegin(lines, tile_end - tile_begin, t - tile_begin),
-                      end_line = PartBegin(lines, tile_end - tile_begin, t - tile_begin + 1);
-        const TileAhead ahead = {reinterpret_cast<const char*>(packed) + (lines + first_line) * 64, end_line - first_line};
-        const int64_t row = PartBegin(job.rows, plan.tiles, t), row_end = PartBegin(job.rows, plan.tiles, t + 1);
+        const int64_t row = TileBegin(job, plan, t), row_end = TileBegin(job, plan, t + 1);
         RunTile(kernels, weight, plan.a + row * plan.a_stride, plan.a_stride, int(row_end - row), packed,
                 job.bias != nullptr ? job.bias + column : nullptr, job.out + row * job.out_stride + column, job.out_stride,
-                columns, ahead);
+                columns);
       }
     }
   });

@@ -40,6 +40,7 @@ class GemmScratch {
     size_t a_offset = 0;           // in this scratch, when they are copied there
     bool copied = false;
     int64_t first_row = 0;  // among the copied rows of all jobs
+    int64_t strips = 0;
     int64_t tiles = 0;
     int64_t runs = 0;
     int64_t first_piece = 0;

@@ -1,8 +1,12 @@
 // Micro-kernels of Linear, compiled once for each ISA (rules in isa.h).
 //
-// A tile of MR rows x NV vectors of columns keeps MR * NV accumulators in registers over the whole of K; per k it loads NV
-// weight vectors and broadcasts MR activations from memory. Shapes: 12 x 32 with AVX-512 (24 of 32 registers), 6 x 16 with AVX2,
-// 4 x 8 otherwise; few rows take all 32 columns at once, so that decoding reads its panel as one stream.
+// A strip of MR rows x NV vectors of columns keeps MR * NV accumulators in registers; per k it loads NV weight vectors and
+// broadcasts MR activations from memory. Shapes: 12 x 32 with AVX-512 (24 of 32 registers), 6 x 16 with AVX2, 4 x 8 otherwise;
+// few rows take all 32 columns at once, so that decoding reads its panel as one stream.
+//
+// A tile of several strips goes through its panel in steps that fit the second-level cache with room to spare: all strips take
+// one step before any goes on, with their sums kept in memory between. So the panel is read once from where it lies, and while
+// the strips work in the cache they ask for the next step, little by little: memory and the dot units are busy at once.
 #include <stdint.h>
 
 #include "kernels/cpu/gemm_kernels.h"
@@ -12,21 +16,22 @@ namespace kvasir::KVASIR_ISA {
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int kMaxRows = 12;
+constexpr int kStripRows = 12;
 constexpr int VectorsOf(int) {
   return 2;
 }
 #elif defined(__AVX2__)
-constexpr int kMaxRows = 6;
+constexpr int kStripRows = 6;
 constexpr int VectorsOf(int rows) {
   return rows <= 2 ? 4 : 2;
 }
 #else
-constexpr int kMaxRows = 4;
+constexpr int kStripRows = 4;
 constexpr int VectorsOf(int rows) {
   return rows == 1 ? 8 : 2;
 }
 #endif
+constexpr int kMaxRows = 8 * kStripRows;
 
 // Row r of the activations at byte offset 0. Three rows share a base pointer (+ 0, 1, 2 strides is an addressing mode), because
 // twelve pointers would not fit the general registers.
@@ -51,18 +56,15 @@ struct Rows {
   }
 };
 
-// Asks for a line per step of a tile until all are asked for. Tiles of few rows have no time for it: they wait for memory anyway.
-template <int MR>
-struct Puller {
-  const char* at;
-  const char* last;
-  inline __attribute__((always_inline)) explicit Puller(TileAhead ahead)
-      : at(ahead.at), last(ahead.at + (ahead.lines - 1) * 64) {}
-  inline __attribute__((always_inline)) void Line() {
-    if constexpr (MR > 2) {
-      __builtin_prefetch(at, 0, 2);
-      at += at < last ? 64 : 0;
-    }
+constexpr int kUnitsAtOnce = 4;           // units (elements of k, or pairs) between two looks at what to fetch
+constexpr int64_t kStepBytes = 64 << 10;  // of a panel, about: steps are of nearly equal length
+
+// What the strips of a step fetch for the next one, each its share, some lines every few units.
+struct Ahead {
+  const char* from = nullptr;
+  int lines = 0;
+  inline __attribute__((always_inline)) void Fetch() {
+    for (int i = 0; i < lines; ++i, from += 64) __builtin_prefetch(from);
   }
 };
 
@@ -74,19 +76,32 @@ __attribute__((noinline)) void StoreTail(Vec v, const float* bias, float* out, i
 }
 
 template <int MR, int NV>
-inline __attribute__((always_inline)) void StoreTile(const Vec (&acc)[MR][NV], const float* bias, float* out, int64_t out_stride,
-                                                     int columns) {
-#pragma GCC unroll 8
-  for (int v = 0; v < NV; ++v) {
-    const int first = v * kLanes, left = columns - first;
-    const float* bias_at = bias != nullptr ? bias + first : nullptr;
-    float* to = out + first;
+inline __attribute__((always_inline)) void LoadSums(Vec (&sums)[MR][NV], const float* acc) {
 #pragma GCC unroll 12
-    for (int r = 0; r < MR; ++r, to += out_stride) {
+  for (int r = 0; r < MR; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) sums[r][v] = Load(acc + r * kPanelColumns + v * kLanes);
+  }
+}
+
+template <int MR, int NV>
+inline __attribute__((always_inline)) void StoreSums(const Vec (&sums)[MR][NV], float* acc) {
+#pragma GCC unroll 12
+  for (int r = 0; r < MR; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) Store(acc + r * kPanelColumns + v * kLanes, sums[r][v]);
+  }
+}
+
+// Adds the bias and writes rows out.
+void Finish(const float* acc, int rows, const float* bias, float* out, int64_t out_stride, int columns) {
+  for (int r = 0; r < rows; ++r, acc += kPanelColumns, out += out_stride) {
+    for (int j = 0; j < columns; j += kLanes) {
+      const int left = columns - j;
       if (left >= kLanes) {
-        Store(to, bias != nullptr ? acc[r][v] + Load(bias_at) : acc[r][v]);
-      } else if (left > 0) {
-        StoreTail(acc[r][v], bias_at, to, left);
+        Store(out + j, bias != nullptr ? Load(acc + j) + Load(bias + j) : Load(acc + j));
+      } else {
+        StoreTail(Load(acc + j), bias != nullptr ? bias + j : nullptr, out + j, left);
       }
     }
   }
@@ -101,68 +116,56 @@ inline __attribute__((always_inline)) Vec LoadWeights(const uint16_t* p) {
   return LoadF16(p);
 }
 
-template <int MR, int NV, typename W>
-void SingleTile(const void* a, int64_t a_stride, const void* packed, int64_t k, const float* bias, float* out, int64_t out_stride,
-                int columns, TileAhead ahead) {
-  const W* panel = (const W*)packed;
-  Vec acc[MR][NV];
-#pragma GCC unroll 12
-  for (int r = 0; r < MR; ++r) {
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) acc[r][v] = Zero();
-  }
-  Rows<MR> rows(a, a_stride);
-  Puller<MR> pull(ahead);
-  for (int64_t i = 0; i < k; ++i) {
-    pull.Line();
+template <typename W>
+struct Single {
+  static constexpr int kColumnBytes = sizeof(W);    // from one column of the panel to the next
+  static constexpr int kUnitBytes = sizeof(float);  // of an activation
+  static constexpr int64_t Units(int64_t k) { return k; }
+
+  template <int MR, int NV>
+  static inline __attribute__((always_inline)) void Unit(Vec (&acc)[MR][NV], const Rows<MR>& rows, const char* panel) {
     Vec w[NV];
 #pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) w[v] = LoadWeights(panel + v * kLanes);
+    for (int v = 0; v < NV; ++v) w[v] = LoadWeights((const W*)panel + v * kLanes);
 #pragma GCC unroll 12
     for (int r = 0; r < MR; ++r) {
       const Vec x = Set(*rows.template At<float>(r));
 #pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) acc[r][v] = Fma(x, w[v], acc[r][v]);
     }
-    rows.Advance(sizeof(float));
-    panel += kPanelColumns;
   }
-  StoreTile<MR, NV>(acc, bias, out, out_stride, columns);
-}
+};
 
 // --- pairs: bfloat16 weights ---------------------------------------------------------------------------------------
 
-template <int MR, int NV>
-void PairTile(const void* a, int64_t a_stride, const void* packed, int64_t k, const float* bias, float* out, int64_t out_stride,
-              int columns, TileAhead ahead) {
-  const uint16_t* panel = (const uint16_t*)packed;
-  Vec acc[MR][NV];
-#pragma GCC unroll 12
-  for (int r = 0; r < MR; ++r) {
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) acc[r][v] = Zero();
+struct Pair {
+  static constexpr int kColumnBytes = 4;
+#if defined(__AVX512BF16__)
+  static constexpr int kUnitBytes = sizeof(uint32_t);
+#else
+  static constexpr int kUnitBytes = 2 * sizeof(float);
+#endif
+  static constexpr int64_t Units(int64_t k) {
+    return (k + 1) / 2;
   }
-  Rows<MR> rows(a, a_stride);
-  const int64_t pairs = (k + 1) / 2;
-  Puller<MR> pull(ahead);
-  for (int64_t i = 0; i < pairs; ++i) {
-    pull.Line();
+
+  template <int MR, int NV>
+  static inline __attribute__((always_inline)) void Unit(Vec (&acc)[MR][NV], const Rows<MR>& rows, const char* panel) {
 #if defined(__AVX512BF16__)
     // Sums the pair's two products into the accumulator with its own rounding and flushes subnormals, whatever MXCSR says.
     __m512bh w[NV];
 #pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) w[v] = (__m512bh)LoadPairs(panel + v * 2 * kLanes);
+    for (int v = 0; v < NV; ++v) w[v] = (__m512bh)LoadPairs((const uint16_t*)panel + v * 2 * kLanes);
 #pragma GCC unroll 12
     for (int r = 0; r < MR; ++r) {
       const __m512bh x = (__m512bh)_mm512_set1_epi32(*rows.template At<int>(r));
 #pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) acc[r][v] = _mm512_dpbf16_ps(acc[r][v], x, w[v]);
     }
-    rows.Advance(sizeof(uint32_t));
 #else
     UVec p[NV];
 #pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) p[v] = LoadPairs(panel + v * 2 * kLanes);
+    for (int v = 0; v < NV; ++v) p[v] = LoadPairs((const uint16_t*)panel + v * 2 * kLanes);
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
       Vec w[NV];
@@ -175,41 +178,76 @@ void PairTile(const void* a, int64_t a_stride, const void* packed, int64_t k, co
         for (int v = 0; v < NV; ++v) acc[r][v] = Fma(x, w[v], acc[r][v]);
       }
     }
-    rows.Advance(2 * sizeof(float));
 #endif
-    panel += 2 * kPanelColumns;
   }
-  StoreTile<MR, NV>(acc, bias, out, out_stride, columns);
+};
+
+// --- strips and tiles --------------------------------------------------------------------------------------------------
+
+// Goes on with the sums acc [MR][32], of NV vectors of columns, over `units` units.
+template <typename Kind, int MR, int NV>
+void Strip(const void* a, int64_t a_stride, const char* panel, int64_t units, Ahead ahead, float* acc) {
+  constexpr int kRowBytes = kPanelColumns * Kind::kColumnBytes;
+  Vec sums[MR][NV];
+  LoadSums(sums, acc);
+  Rows<MR> rows(a, a_stride);
+  for (; units >= kUnitsAtOnce; units -= kUnitsAtOnce) {
+    ahead.Fetch();
+#pragma GCC unroll 4
+    for (int i = 0; i < kUnitsAtOnce; ++i) {
+      Kind::Unit(sums, rows, panel);
+      rows.Advance(Kind::kUnitBytes);
+      panel += kRowBytes;
+    }
+  }
+  for (; units > 0; --units) {
+    Kind::Unit(sums, rows, panel);
+    rows.Advance(Kind::kUnitBytes);
+    panel += kRowBytes;
+  }
+  StoreSums(sums, acc);
 }
 
-// --- choice of the tile ----------------------------------------------------------------------------------------------
-
-struct SingleF32 {
-  template <int MR, int NV>
-  static constexpr auto kTile = SingleTile<MR, NV, float>;
-};
-struct SingleF16 {
-  template <int MR, int NV>
-  static constexpr auto kTile = SingleTile<MR, NV, uint16_t>;
-};
-struct PairBF16 {
-  template <int MR, int NV>
-  static constexpr auto kTile = PairTile<MR, NV>;
-};
-
-// kElementBytes: from one column of the panel to the next, at the same k (or pair).
-template <typename Kind, int kElementBytes, int MR = 1>
-void RunTile(const void* a, int64_t a_stride, int rows, const void* panel, int64_t k, const float* bias, float* out,
-             int64_t out_stride, int columns, TileAhead ahead) {
-  if (rows == MR) {
+template <typename Kind, int MR = 1>
+void RunStrip(int height, const void* a, int64_t a_stride, const char* panel, int64_t units, Ahead ahead, float* acc,
+              int columns) {
+  if (height == MR) {
     constexpr int kVectors = VectorsOf(MR);
-    for (int first = 0; first < columns; first += kVectors * kLanes) {
-      const auto* from = (const char*)panel + first * kElementBytes;
-      Kind::template kTile<MR, kVectors>(a, a_stride, from, k, bias != nullptr ? bias + first : nullptr, out + first, out_stride,
-                                         columns - first, first == 0 ? ahead : TileAhead{(const char*)panel, 0});
+    for (int first = 0; first < columns; first += kVectors * kLanes, ahead.lines = 0) {
+      Strip<Kind, MR, kVectors>(a, a_stride, panel + first * Kind::kColumnBytes, units, ahead, acc + first);
     }
-  } else if constexpr (MR < kMaxRows) {
-    RunTile<Kind, kElementBytes, MR + 1>(a, a_stride, rows, panel, k, bias, out, out_stride, columns, ahead);
+  } else if constexpr (MR < kStripRows) {
+    RunStrip<Kind, MR + 1>(height, a, a_stride, panel, units, ahead, acc, columns);
+  }
+}
+
+template <typename Kind>
+void RunTile(const void* a, int64_t a_stride, int rows, const void* packed, int64_t k, const float* bias, float* out,
+             int64_t out_stride, int columns) {
+  constexpr int kRowBytes = kPanelColumns * Kind::kColumnBytes;
+  alignas(64) float acc[kMaxRows * kPanelColumns];
+  for (int i = 0; i < rows * kPanelColumns; i += kLanes) Store(acc + i, Zero());
+  const int64_t strips = (rows + kStripRows - 1) / kStripRows, units = Kind::Units(k);
+  const int64_t steps = strips == 1 ? 1 : (units * kRowBytes + kStepBytes - 1) / kStepBytes;
+  const char *at = (const char*)a, *panel = (const char*)packed;
+  for (int64_t i = 0; i < steps; ++i) {
+    const int64_t count = PartBegin(units, steps, i + 1) - PartBegin(units, steps, i);
+    const int64_t looks = count / kUnitsAtOnce * strips;  // after the last step comes the next panel
+    const int lines = strips == 1 || looks == 0 ? 0 : (int)((count * kRowBytes / 64 + looks - 1) / looks);
+    const char* next = panel + count * kRowBytes;
+    for (int64_t s = 0; s < strips; ++s) {
+      const int first = (int)PartBegin(rows, strips, s), height = (int)PartBegin(rows, strips, s + 1) - first;
+      float *sums = acc + first * kPanelColumns, *to = out + first * out_stride;
+      for (int r = 0; strips > 1 && i + 1 == steps && r < height; ++r) {  // rows lie far apart: their lines are there in time
+        __builtin_prefetch(to + r * out_stride, 1);
+        __builtin_prefetch(to + r * out_stride + kPanelColumns / 2, 1);
+      }
+      RunStrip<Kind>(height, at + first * a_stride, a_stride, panel, count,
+                     Ahead{next + s * (count / kUnitsAtOnce) * lines * 64, lines}, sums, columns);
+      if (i + 1 == steps) Finish(sums, height, bias, to, out_stride, columns);
+    }
+    at += count * Kind::kUnitBytes;
+    panel = next;
   }
 }
 
@@ -245,9 +283,10 @@ extern const QuantKernels kQuantKernels;
 extern const GemmKernels kGemmKernels;
 const GemmKernels kGemmKernels = {
     .max_rows = kMaxRows,
-    .f32 = RunTile<SingleF32, 4>,
-    .f16 = RunTile<SingleF16, 2>,
-    .bf16 = RunTile<PairBF16, 4>,
+    .strip_rows = kStripRows,
+    .f32 = RunTile<Single<float>>,
+    .f16 = RunTile<Single<uint16_t>>,
+    .bf16 = RunTile<Pair>,
     .round_bf16 = RoundBF16,
 #if defined(__AVX512BF16__)
     .bf16_bytes = 2,

@@ -17,18 +17,12 @@
 
 namespace kvasir {
 
-// Memory that will be read soon: while a tile is computed, this much is brought into the L2 cache.
-struct TileAhead {
-  const char* at = nullptr;
-  int64_t lines = 0;  // of 64 bytes
-};
-
 struct GemmKernels {
   // out[r * out_stride + j] = sum over k of a[r][k] * panel[k][j] (+ bias[j]) for r < rows <= max_rows and j < columns <= 32.
   // a: row r starts r * a_stride bytes after a. bias may be null. k counts elements, not pairs.
   using Tile = void (*)(const void* a, int64_t a_stride, int rows, const void* panel, int64_t k, const float* bias, float* out,
-                        int64_t out_stride, int columns, TileAhead ahead);
-  int max_rows = 0;
+                        int64_t out_stride, int columns);
+  int max_rows = 0, strip_rows = 0;
   Tile f32 = nullptr;   // a: float32, not padded
   Tile f16 = nullptr;   // a: float32, not padded
   Tile bf16 = nullptr;  // a: what round_bf16 wrote
