@@ -126,11 +126,11 @@ Status BenchModel(const BenchOptions& options) {
     const double decode_ceiling = double(batch) / DecodeFloorSeconds(*runtime, machine, batch, context);
     const int64_t tokens = batch * options.prompt_tokens;
     const double prefill_ceiling = double(tokens) / PrefillFloorSeconds(*runtime, machine, tokens, options.prompt_tokens);
-    PrintResult({"", fmt::format("prefill, {} x {} tokens", batch, options.prompt_tokens), prefill[prefill.size() / 2], "tok/s", prefill_ceiling,
-                 prefill[prefill.size() / 2] / prefill_ceiling},
+    PrintResult({"", fmt::format("prefill, {} x {} tokens", batch, options.prompt_tokens), prefill[prefill.size() / 2], "tok/s",
+                 prefill_ceiling, prefill[prefill.size() / 2] / prefill_ceiling},
                 options.json);
-    PrintResult({"", fmt::format("decode, batch {}, context ~{:.0f}", batch, context), decode[decode.size() / 2], "tok/s", decode_ceiling,
-                 decode[decode.size() / 2] / decode_ceiling},
+    PrintResult({"", fmt::format("decode, batch {}, context ~{:.0f}", batch, context), decode[decode.size() / 2], "tok/s",
+                 decode_ceiling, decode[decode.size() / 2] / decode_ceiling},
                 options.json);
   }
   return OkStatus();
