@@ -134,6 +134,34 @@ double StreamReadOnce(ThreadTeam& team, const void* data, size_t bytes) {
   return double(share) * team.size() / Seconds(begin);
 }
 
+double RoundTripOnce(ThreadTeam& team) {
+  constexpr int kTrips = 20000;
+  struct alignas(128) Line {
+    std::atomic<int> there{0}, back{0};
+  } line;
+  double seconds = 0;
+  const auto wait_for = [](const std::atomic<int>& word, int value) {
+    while (word.load() != value) {
+#if defined(__x86_64__)
+      __builtin_ia32_pause();
+#endif
+    }
+  };
+  team.Run([&](int worker) {
+    const auto start = Clock::now();
+    for (int i = 1; i <= kTrips && worker == 0; ++i) {
+      line.there.store(i);
+      wait_for(line.back, i);
+    }
+    for (int i = 1; i <= kTrips && worker == 1; ++i) {
+      wait_for(line.there, i);
+      line.back.store(i);
+    }
+    if (worker == 0) seconds = Seconds(start) / kTrips;
+  });
+  return seconds;
+}
+
 Ceilings MeasureCeilings(ThreadTeam& team, const CeilingOptions& options) {
   Ceilings ceilings;
   ceilings.threads = team.size();

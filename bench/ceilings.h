@@ -31,6 +31,11 @@ Ceilings MeasureCeilings(ThreadTeam& team, const CeilingOptions& options = {});
 // One repetition of the streaming read over `data`, in bytes per second; for ratios taken side by side with a kernel.
 double StreamReadOnce(ThreadTeam& team, const void* data, size_t bytes);
 
+// Seconds for a word to another core and an answer back, by loads and stores of one cache line: what an empty region cannot beat
+// by much. It is some 65 ns or some 300 ns on one virtual machine, as its CPUs are moved to one chiplet or two. 2 threads or
+// more.
+double RoundTripOnce(ThreadTeam& team);
+
 std::string ToString(const Ceilings& ceilings);  // "2 threads: read 42.1 GB/s, fp32 228 GFLOP/s, bf16 407 GFLOP/s"
 
 }  // namespace kvasir

@@ -6,6 +6,7 @@
 #include "bench/ceilings.h"
 #include "bench/engine_null_bench.h"
 #include "bench/result.h"
+#include "kernels/cpu/topology.h"
 #include "kernels/rng.h"
 #include "server/generate.h"
 #include "server/pull_command.h"
@@ -102,7 +103,7 @@ Status BenchModel(const BenchOptions& options) {
   engine.enable_prefix_caching = false;
   KVASIR_RETURN_IF_ERROR(ResolveModel(&engine));
   KVASIR_ASSIGN_OR_RETURN(const std::unique_ptr<Runtime> runtime, Runtime::Create(engine, 20, ShowLoadProgress));
-  ThreadTeam team(options.engine.threads > 0 ? options.engine.threads : UsableCpus());
+  ThreadTeam team(options.engine.threads > 0 ? options.engine.threads : DefaultThreads());
   const Ceilings machine = MeasureCeilings(team);
   std::fprintf(stderr, "%s\n", runtime->Describe().c_str());
   PrintResult({"", "stream read", machine.stream_read_gbs, "GB/s"}, options.json);

@@ -9,6 +9,7 @@
 #include "bench/ceilings.h"
 #include "bench/result.h"
 #include "kernels/cpu/cpu_device.h"
+#include "kernels/cpu/topology.h"
 #include "kernels/rng.h"
 
 namespace kvasir {
@@ -166,13 +167,15 @@ class Bench {
   void EmptyRegion() {
     if (team_.size() == 1) return;
     constexpr int kRegions = 20000;
-    std::vector<double> nanoseconds;
+    std::vector<double> nanoseconds, round_trips;
     for (int i = 0; i < kRepetitions; ++i) {
+      round_trips.push_back(1e9 * RoundTripOnce(team_));
       nanoseconds.push_back(1e9 / kRegions * Seconds([&] {
                               for (int r = 0; r < kRegions; ++r) team_.Run([](int) {});
                             }));
     }
     Print("a5", "empty parallel region", Median(nanoseconds), "ns", 80, 80 / Median(nanoseconds));
+    Print("a5", "a word to another core and back", Median(round_trips), "ns", 0, 0);
   }
 
   const std::unique_ptr<Device> device_;
@@ -186,7 +189,7 @@ class Bench {
 }  // namespace
 
 Status RunBenchKernels(const BenchOptions& options) {
-  const int most = options.engine.threads > 0 ? options.engine.threads : UsableCpus();
+  const int most = options.engine.threads > 0 ? options.engine.threads : DefaultThreads();
   for (const int threads : {1, most}) {
     KVASIR_ASSIGN_OR_RETURN(std::unique_ptr<Device> device, MakeCpuDevice({.threads = threads}));
     KVASIR_RETURN_IF_ERROR(Bench(std::move(device), options).Run());

@@ -29,6 +29,7 @@ struct DeviceInfo {
   std::string name;         // "cpu avx512_bf16, 2 threads"
   std::string backend;      // "cpu", "reference", "cuda"
   size_t memory_bytes = 0;  // memory the process may still take, as the system reports it
+  std::string placement;    // what is to be said of threads and memory nodes, for the start's description; mostly empty
 };
 
 // Rotary tables are built on the host by models/ (all scalings live there): cos and sin of [position, rotary_dim / 2].
@@ -246,7 +247,7 @@ class Device {
 std::unique_ptr<Device> MakeReferenceDevice();
 
 struct CpuDeviceOptions {
-  int threads = 0;  // 0 = as many as the process may use (affinity and cgroup quota)
+  int threads = 0;  // 0 = as many as serve best (kernels/cpu/topology.h: cores, affinity, cgroup quota)
   std::string isa;  // "", or one of CpuIsaNames(); KVASIR_CPU_ISA does the same for a whole process
 };
 // ISAs this machine can run, best first: "avx512_bf16", "avx512", "avx2", "portable".

@@ -55,7 +55,7 @@ void AddModelOptions(CLI::App& app, EngineOptions& o) {
       ->check(CLI::IsMember({"auto", "cpu", "cuda", "reference"}))
       ->capture_default_str()
       ->group("Model");
-  Env(app.add_option("--threads,-t", o.threads, "Compute threads; 0 = all the process may use"))
+  Env(app.add_option("--threads,-t", o.threads, "Compute threads; 0 = what the CPU, affinity and cgroup make best"))
       ->check(CLI::Range(0, 1024))
       ->capture_default_str()
       ->group("Model");

@@ -145,6 +145,10 @@ std::string PackedCacheFolder(const std::string& option) {
   return home != nullptr && home[0] == '/' ? std::string(home) + "/.cache/kvasir/packed" : "";
 }
 
+std::string PlacementNote(const DeviceInfo& info) {
+  return info.placement.empty() ? "" : fmt::format(" ({})", info.placement);
+}
+
 }  // namespace
 
 std::string FormatBytes(double bytes) {
@@ -231,11 +235,11 @@ std::string Runtime::Describe() const {
   const KvArenaPlan& plan = cache->plan();
   std::string text = fmt::format(
       "{}: {:.1f}M parameters, {} layers, hidden {}, {} query / {} KV heads of {}, vocabulary {}; weights {}, {}{}\n"
-      "device: {}\n"
+      "device: {}{}\n"
       "KV cache: {} in {} blocks of {} tokens",
       config.architecture, double(config.parameter_count()) / 1e6, config.num_layers, config.hidden_size, config.num_q_heads,
       config.num_kv_heads, config.head_dim, config.vocab_size, FormatBytes(double(model->weight_bytes())), model->formats(),
-      model->weights_mapped() ? ", mapped from the packed cache" : "", device->Info().name,
+      model->weights_mapped() ? ", mapped from the packed cache" : "", device->Info().name, PlacementNote(device->Info()),
       FormatBytes(double(num_blocks) * double(plan.extent_bytes)), num_blocks, kv_layout.block_tokens);
   if (kv_groups.size() == 1 && kv_groups[0].window == 0) {
     return text + fmt::format(" = {} tokens ({} per token, {}); longest request {} tokens", pool_tokens,

@@ -33,9 +33,20 @@ constexpr int64_t kMaxElements = int64_t{1} << 40;  // of one weight: keeps ever
 
 }  // namespace
 
+CpuDevice::CpuDevice(const CpuKernels& kernels, Placement placement)
+    : kernels_(kernels), placement_(std::move(placement)), team_(placement_.threads, placement_.workers) {
+  memory_.InterleaveOver(placement_.nodes);
+}
+
 DeviceInfo CpuDevice::Info() const {
+  std::string placement = placement_.reason;
+  if (placement_.nodes.size() > 1) {
+    placement += fmt::format("{}memory nodes {}", placement.empty() ? "" : "; ", fmt::join(placement_.nodes, ", "));
+    if (!memory_.interleave_failure().empty())
+      placement += fmt::format(", over which memory cannot be spread here ({})", memory_.interleave_failure());
+  }
   return {fmt::format("cpu {}, {} thread{}", kernels_.name, team_.size(), team_.size() == 1 ? "" : "s"), "cpu",
-          memory_.Available()};
+          memory_.Available(), std::move(placement)};
 }
 
 StatusOr<void*> CpuDevice::Allocate(size_t bytes, std::string_view what) {
@@ -238,8 +249,8 @@ void CpuDevice::ScoreTokens(const float* logits, int vocab, std::span<const int3
 
 StatusOr<std::unique_ptr<Device>> MakeCpuDevice(const CpuDeviceOptions& options) {
   if (options.threads < 0 || options.threads > kMaxThreads) {
-    return InvalidArgument("threads is {}; give 1 to {}, or 0 for as many as the process may use ({})", options.threads,
-                           kMaxThreads, UsableCpus());
+    return InvalidArgument("threads is {}; give 1 to {}, or 0 for as many as serve best here ({})", options.threads, kMaxThreads,
+                           DefaultThreads());
   }
   const CpuKernels* kernels = options.isa.empty() ? DefaultKernels() : KernelsFor(options.isa);
   if (kernels == nullptr) {
@@ -248,8 +259,7 @@ StatusOr<std::unique_ptr<Device>> MakeCpuDevice(const CpuDeviceOptions& options)
                            options.isa.empty() ? "KVASIR_CPU_ISA" : "isa", options.isa.empty() ? forced : options.isa.c_str(),
                            fmt::join(CpuIsaNames(), ", "));
   }
-  const int threads = options.threads > 0 ? options.threads : UsableCpus();
-  return std::unique_ptr<Device>(new CpuDevice(*kernels, threads));
+  return std::unique_ptr<Device>(new CpuDevice(*kernels, PlaceThreads(ReadTopology(), options.threads)));
 }
 
 }  // namespace kvasir

@@ -12,13 +12,14 @@
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/sample.h"
 #include "kernels/cpu/thread_team.h"
+#include "kernels/cpu/topology.h"
 #include "kernels/device.h"
 
 namespace kvasir {
 
 class CpuDevice final : public Device {
  public:
-  CpuDevice(const CpuKernels& kernels, int threads) : kernels_(kernels), team_(threads) {}
+  CpuDevice(const CpuKernels& kernels, Placement placement);
 
   DeviceInfo Info() const override;
 
@@ -71,6 +72,7 @@ class CpuDevice final : public Device {
 
  private:
   const CpuKernels& kernels_;
+  const Placement placement_;
   ThreadTeam team_;
   HostMemory memory_;
   GemmScratch gemm_scratch_;

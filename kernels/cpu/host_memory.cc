@@ -2,8 +2,11 @@
 
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -103,9 +106,22 @@ StatusOr<void*> HostMemory::Allocate(size_t bytes, std::string_view what, bool h
         available);
   }
   if (huge_pages && mapped >= kHugePage) madvise(buffer, mapped, MADV_HUGEPAGE);  // a hint: failure changes nothing
+  if (nodes_.size() > 1 && mapped >= kHugePage) Interleave(buffer, mapped);
   promised_ += mapped;
   buffers_.emplace(buffer, mapped);
   return buffer;
+}
+
+// By the system call itself: it is all we would need libnuma for.
+void HostMemory::Interleave(void* buffer, size_t bytes) {
+  constexpr size_t kBits = 8 * sizeof(unsigned long);
+  constexpr int kModeInterleave = 3;  // MPOL_INTERLEAVE of linux/mempolicy.h, which is not everywhere
+  std::vector<unsigned long> mask(size_t(*std::max_element(nodes_.begin(), nodes_.end())) / kBits + 1);
+  for (const int node : nodes_) mask[size_t(node) / kBits] |= 1ul << size_t(node) % kBits;
+  if (syscall(SYS_mbind, buffer, bytes, kModeInterleave, mask.data(), mask.size() * kBits + 1, 0) != 0 &&
+      interleave_failure_.empty()) {
+    interleave_failure_ = std::strerror(errno);
+  }
 }
 
 void HostMemory::Free(void* buffer) {

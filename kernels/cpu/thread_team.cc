@@ -7,11 +7,9 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
-#include <cstring>
-#include <fstream>
-#include <string>
+#include <utility>
 
+#include "kernels/cpu/topology.h"
 #include "kernels/status.h"
 
 namespace kvasir {
@@ -71,38 +69,16 @@ uint64_t FinishedOf(uint64_t state) {
   return state >> kFinishedShift & kCountMask;
 }
 
-// CPUs the cgroup's quota allows, rounded up; 0 when there is no quota. Version 2 first, then version 1.
-int CgroupCpus() {
-  double quota = 0, period = 0;
-  std::string text;
-  if (std::ifstream max("/sys/fs/cgroup/cpu.max"); max >> text >> period) {
-    if (text == "max") return 0;
-    quota = std::strtod(text.c_str(), nullptr);
-  } else {
-    std::ifstream quota_file("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), period_file("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
-    if (!(quota_file >> quota) || !(period_file >> period)) return 0;
-  }
-  if (quota <= 0 || period <= 0) return 0;
-  return std::max(1, static_cast<int>(quota / period + 0.999));
-}
-
 }  // namespace
 
-int UsableCpus() {
-  int cpus = 1;
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof(set), &set) == 0) {
-    cpus = CPU_COUNT(&set);
-  } else {
-    cpus = static_cast<int>(std::thread::hardware_concurrency());  // more than 1024 CPUs
-  }
-  if (const int quota = CgroupCpus(); quota > 0) cpus = std::min(cpus, quota);
-  return std::max(1, cpus);
-}
-
-ThreadTeam::ThreadTeam(int threads)
-    : size_(threads), spin_(threads <= UsableCpus()), workers_(new Worker[threads]), state_(kClosed) {
+ThreadTeam::ThreadTeam(int threads, std::vector<std::vector<int>> processors)
+    : size_(threads),
+      spin_(threads <= UsableCpus()),
+      processors_(std::move(processors)),
+      workers_(new Worker[threads]),
+      state_(kClosed) {
   KVASIR_CHECK(threads >= 1 && threads <= int(kCountMask), "a thread team of {}", threads);
+  KVASIR_CHECK(processors_.empty() || int(processors_.size()) == threads, "processors of {} workers", processors_.size());
   threads_.reserve(size_ - 1);
   for (int worker = 1; worker < size_; ++worker) threads_.emplace_back([this, worker] { WorkerLoop(worker); });
 }
@@ -124,7 +100,14 @@ void ThreadTeam::Open() {
   }
 }
 
+// Where that is forbidden, threads run where the system likes.
+void ThreadTeam::BindCaller() {
+  bound_caller_ = std::this_thread::get_id();
+  if (gettid() != getpid()) BindThread(processors_[0]);
+}
+
 void ThreadTeam::Region(Entry entry, const void* context, bool everyone) {
+  if (!processors_.empty() && std::this_thread::get_id() != bound_caller_) BindCaller();
   entry_ = entry;
   context_ = context;
   Open();
@@ -168,6 +151,7 @@ uint64_t ThreadTeam::AwaitRegion(uint32_t seen) {
 }
 
 void ThreadTeam::WorkerLoop(int worker) {
+  if (!processors_.empty()) BindThread(processors_[worker]);
   uint32_t seen = 0;
   while (true) {
     uint64_t state = AwaitRegion(seen);

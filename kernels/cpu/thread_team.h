@@ -15,13 +15,12 @@
 
 namespace kvasir {
 
-// CPUs this process may use: the affinity mask, cut by the cgroup's CPU quota (rounded up). At least 1.
-int UsableCpus();
-
 class ThreadTeam {
  public:
-  // threads >= 1, the caller included.
-  explicit ThreadTeam(int threads);
+  // threads >= 1, the caller included. processors: those each worker is held to (kernels/cpu/topology.h); empty: none is. The
+  // caller is held when it first opens a region and stays so, unless it is the process's first thread: what that one starts later
+  // (I/O threads) would inherit it.
+  explicit ThreadTeam(int threads, std::vector<std::vector<int>> processors = {});
   ~ThreadTeam();
   ThreadTeam(const ThreadTeam&) = delete;
   ThreadTeam& operator=(const ThreadTeam&) = delete;
@@ -82,11 +81,14 @@ class ThreadTeam {
   void WaitUntilFinished(bool everyone);
   bool IsFinished(bool everyone) const;
   void Share(int64_t items, int64_t grain);
+  void BindCaller();
   void WorkerLoop(int worker);
   uint64_t AwaitRegion(uint32_t seen);
 
   const int size_;
   const bool spin_;  // false when there are more threads than CPUs: a spinning thread would hold the core another one needs
+  const std::vector<std::vector<int>> processors_;
+  std::thread::id bound_caller_;  // who called last, if workers are held
   std::unique_ptr<Worker[]> workers_;
   std::vector<std::thread> threads_;
 

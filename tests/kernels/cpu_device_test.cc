@@ -68,7 +68,7 @@ TEST(CpuDevice, NamesItself) {
     EXPECT_GT(info.memory_bytes, size_t{1} << 20);
   }
   EXPECT_THAT(Cpu(1)->Info().name, HasSubstr(", 1 thread"));
-  EXPECT_THAT(Cpu(0)->Info().name, HasSubstr(std::to_string(UsableCpus()) + " thread"));
+  EXPECT_THAT(Cpu(0)->Info().name, HasSubstr(std::to_string(DefaultThreads()) + " thread"));
 }
 
 TEST(CpuDevice, PortableIsAlwaysThere) {

@@ -1,6 +1,7 @@
 #include "kernels/cpu/thread_team.h"
 
 #include <gtest/gtest.h>
+#include <sched.h>
 
 #include <atomic>
 #include <chrono>
@@ -8,12 +9,42 @@
 #include <thread>
 #include <vector>
 
+#include "kernels/cpu/topology.h"
+
 namespace kvasir {
 namespace {
 
-TEST(ThreadTeam, UsableCpusIsWithinTheMachine) {
-  EXPECT_GE(UsableCpus(), 1);
-  EXPECT_LE(UsableCpus(), static_cast<int>(std::thread::hardware_concurrency()));
+std::vector<int> MayRunOn() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  EXPECT_EQ(sched_getaffinity(0, sizeof(set), &set), 0);
+  std::vector<int> ids;
+  for (int id = 0; id < CPU_SETSIZE; ++id) {
+    if (CPU_ISSET(id, &set)) ids.push_back(id);
+  }
+  return ids;
+}
+
+TEST(ThreadTeam, WorkersAreHeldToTheirProcessorsAndTheFirstThreadIsNot) {
+  const std::vector<int> all = MayRunOn();
+  ThreadTeam team(3, {{all.front()}, {all.back()}, {all.front(), all.back()}});
+  std::vector<int> ran[3];
+  team.Run([&](int worker) { ran[worker] = MayRunOn(); });
+  EXPECT_EQ(ran[0], all);  // the process's first thread: its later threads would inherit it
+  EXPECT_EQ(ran[1], std::vector<int>{all.back()});
+  EXPECT_EQ(ran[2].front(), all.front());
+  EXPECT_EQ(ran[2].back(), all.back());
+  std::thread([&] { team.ParallelFor(3, 1, [&](int64_t, int64_t, int worker) { ran[worker] = MayRunOn(); }); }).join();
+  EXPECT_EQ(ran[0], std::vector<int>{all.front()});
+  EXPECT_EQ(MayRunOn(), all);
+}
+
+TEST(ThreadTeam, ProcessorsThatAreNotThereAreIgnored) {
+  const std::vector<int> all = MayRunOn();
+  ThreadTeam team(2, {{60000}, {60000}});
+  std::vector<int> ran[2];
+  team.Run([&](int worker) { ran[worker] = MayRunOn(); });
+  EXPECT_EQ(ran[1], all);
 }
 
 TEST(ThreadTeam, RunCallsEveryWorkerOnceAndTheCallerIsWorkerZero) {
