@@ -35,11 +35,10 @@ struct Format {
   DType dtype;
   const char* quantization;
 };
-constexpr Format kFormats[] = {{"bf16", DType::kBF16, "none"},
-                               {"int8", DType::kBF16, "int8"},
-                               {"int8:32", DType::kBF16, "int8:32"},
-                               {"int4", DType::kBF16, "int4"},
-                               {"int4:32", DType::kBF16, "int4:32"}};
+constexpr Format kFormats[] = {{"bf16", DType::kBF16, "none"},       {"int8", DType::kBF16, "int8"},
+                               {"int8:32", DType::kBF16, "int8:32"}, {"int4", DType::kBF16, "int4"},
+                               {"int4:32", DType::kBF16, "int4:32"}, {"fp8", DType::kBF16, "fp8"},
+                               {"fp8:128", DType::kBF16, "fp8:128"}};
 
 class Bench {
  public:
@@ -129,7 +128,8 @@ class Bench {
     // Neither memory nor the dot instructions can do more than this; that both are busy at once is what it takes.
     const double peak = DotPeak(format), count = double(weights.size());
     for (size_t j = 3; j < std::size(row_counts) && peak > 0; ++j) {
-      const double work = 2.0 * row_counts[j] * kSide * kSide * count, bound = std::max(work / peak, double(bytes) / Median(stream));
+      const double work = 2.0 * row_counts[j] * kSide * kSide * count,
+                   bound = std::max(work / peak, double(bytes) / Median(stream));
       Print("a3", fmt::format("{} rows, {}, of what memory and dots allow", row_counts[j], format.name),
             work / Median(times[j]) / 1e9, "GOP/s", work / bound / 1e9, bound / Median(times[j]));
     }
@@ -140,7 +140,7 @@ class Bench {
   }
 
   double DotPeak(const Format& format) const {
-    return (format.quantization == std::string_view("none") ? machine_.dot_bf16_gflops : machine_.dot_int8_gops) * 1e9;
+    return (std::string_view(format.quantization).starts_with("int") ? machine_.dot_int8_gops : machine_.dot_bf16_gflops) * 1e9;
   }
 
   // a2: 256 rows, the matrices of 0.5B and 1.1B models.

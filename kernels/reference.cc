@@ -351,12 +351,19 @@ class ReferenceDevice final : public Device {
   static void QuantisedRow(const HostMatrix& part, int64_t i, DType dtype, QuantFormat quant, float* out) {
     const int64_t cols = part.cols, size = quant.GroupSize(cols), groups = quant.Groups(cols);
     std::vector<int8_t> codes(static_cast<size_t>(size));
+    const auto* scales = static_cast<const std::byte*>(part.scales);
     float rounded = 0;
     for (int64_t first = 0; first < cols; first += size) {
       const int64_t count = std::min(size, cols - first), at = i * cols + first;
       QuantGroup group;
-      if (part.quant) {
-        group.scale = part.scales[i * groups + first / size];
+      double float_scale = 0;
+      if (part.quant && !quant.integer()) {
+        float stored;
+        std::memcpy(&stored, scales + (i * groups + first / size) * int64_t{sizeof(stored)}, sizeof(stored));
+        float_scale = stored;
+        std::copy_n(static_cast<const int8_t*>(part.data) + at, count, codes.begin());
+      } else if (part.quant) {
+        std::memcpy(&group.scale, scales + (i * groups + first / size) * 2, sizeof(group.scale));
         if (quant.kind == QuantFormat::Kind::kInt4) group.low = part.lows[i * groups + first / size];
         std::copy_n(static_cast<const int8_t*>(part.data) + at, count, codes.begin());
       } else {
@@ -364,7 +371,16 @@ class ReferenceDevice final : public Device {
           StoreElement(&rounded, dtype, 0, LoadElement(part.data, part.dtype, at + j));
           out[first + j] = LoadElement(&rounded, dtype, 0);
         }
-        group = QuantizeGroup(quant.kind, out + first, count, codes.data());
+        if (quant.integer()) {
+          group = QuantizeGroup(quant.kind, out + first, count, codes.data());
+        } else {
+          float_scale = QuantizeFp8Group(out + first, count, reinterpret_cast<uint8_t*>(codes.data()));
+        }
+      }
+      if (!quant.integer()) {
+        const auto value = quant.kind == QuantFormat::Kind::kFp8 ? Fp8E4M3ToF32 : Fp4E2M1ToF32;
+        for (int64_t j = 0; j < count; ++j) out[first + j] = float(float_scale * value(uint8_t(codes[j])));
+        continue;
       }
       const double scale = F16ToF32(group.scale), low = F16ToF32(group.low);
       for (int64_t j = 0; j < count; ++j) out[first + j] = float(scale * codes[j] + low);
@@ -374,7 +390,7 @@ class ReferenceDevice final : public Device {
   // A row of a linear layer; with a bfloat16 weight the input is rounded first, with a quantised one it is quantised.
   static void LinearRow(const float* in, const Weight& weight, const Weight* bias, float* out) {
     std::vector<float> rounded;
-    if (weight.quant) {
+    if (weight.quant.integer()) {
       rounded.resize(weight.cols);
       int8_t codes[kQuantBlock];
       std::vector<float> ordered(weight.quant.ordered ? weight.cols : 0);
@@ -388,7 +404,7 @@ class ReferenceDevice final : public Device {
       }
       in = rounded.data();
     }
-    const bool round = weight.dtype == DType::kBF16 && !weight.quant;
+    const bool round = weight.quant ? !weight.quant.integer() : weight.dtype == DType::kBF16;
     for (int64_t j = 0; j < weight.rows; ++j) {
       double sum = bias != nullptr ? LoadElement(bias->packed, bias->dtype, j) : 0;
       for (int64_t k = 0; k < weight.cols; ++k) {

@@ -1,5 +1,5 @@
-// The oracle's sampler, activations, expert routing and recurrent layers as free functions: written as the definitions read, with full sorts and
-// doubles. Used by ReferenceDevice (kernels/reference.cc) and by tests; nothing that serves a request calls it.
+// The oracle's sampler, activations, expert routing and recurrent layers as free functions: written as the definitions read, with
+// full sorts and doubles. Used by ReferenceDevice (kernels/reference.cc) and by tests; nothing that serves a request calls it.
 //
 // Fixed points of the sampler's definition (sampling.h), which every device shares:
 //  * Adjusted logits are float32, each step rounded: mask (-Inf), + bias, repetition (l > 0 ? l / r : l * r, once per distinct

@@ -11,10 +11,10 @@
 namespace kvasir {
 
 struct SamplingParams {
-  float temperature = 1.0f;  // 0 = greedy (arg-max, ties to the lower id)
-  int32_t top_k = 0;         // 0 = off
-  float top_p = 1.0f;        // (0, 1]
-  float min_p = 0.0f;        // [0, 1]: keep tokens with p >= min_p * max p
+  float temperature = 1.0f;         // 0 = greedy (arg-max, ties to the lower id)
+  int32_t top_k = 0;                // 0 = off
+  float top_p = 1.0f;               // (0, 1]
+  float min_p = 0.0f;               // [0, 1]: keep tokens with p >= min_p * max p
   float presence_penalty = 0.0f;    // OpenAI: over generated tokens, subtracted once if present
   float frequency_penalty = 0.0f;   // OpenAI: over generated tokens, subtracted per occurrence
   float repetition_penalty = 1.0f;  // CTRL (arXiv 1909.05858): over prompt and generated tokens; l > 0 ? l / r : l * r
@@ -26,7 +26,8 @@ struct SamplingParams {
 };
 
 // One row of logits to sample from. Order of operations: (raw log-softmax for logprobs) -> suppressed ids and allowed ids ->
-// logit_bias -> penalties -> temperature -> min_p -> top_k -> top_p -> draw. Reported logprobs are of the raw logits (vLLM's default).
+// logit_bias -> penalties -> temperature -> min_p -> top_k -> top_p -> draw. Reported logprobs are of the raw logits (vLLM's
+// default).
 struct SampleRow {
   const SamplingParams* params = nullptr;
   std::span<const int32_t> prompt;      // token ids, for repetition_penalty

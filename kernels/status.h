@@ -27,21 +27,23 @@ using absl::StatusOr;
   Status Name(fmt::format_string<Args...> format, Args&&... args) {        \
     return Status(code, fmt::format(format, std::forward<Args>(args)...)); \
   }
-KVASIR_STATUS_MAKER(InvalidArgument, StatusCode::kInvalidArgument)         // the input is wrong: HTTP 400, exit 2
-KVASIR_STATUS_MAKER(NotFound, StatusCode::kNotFound)                       // HTTP 404
-KVASIR_STATUS_MAKER(OutOfRange, StatusCode::kOutOfRange)                   // longer than the context: HTTP 400
-KVASIR_STATUS_MAKER(ResourceExhausted, StatusCode::kResourceExhausted)     // queue or memory full: HTTP 429
-KVASIR_STATUS_MAKER(Unavailable, StatusCode::kUnavailable)                 // loading, draining, engine dead: HTTP 503
-KVASIR_STATUS_MAKER(Unimplemented, StatusCode::kUnimplemented)             // known but not built: HTTP 501
-KVASIR_STATUS_MAKER(Unauthenticated, StatusCode::kUnauthenticated)         // HTTP 401
-KVASIR_STATUS_MAKER(DeadlineExceeded, StatusCode::kDeadlineExceeded)       // HTTP 408
-KVASIR_STATUS_MAKER(Cancelled, StatusCode::kCancelled)                     // the client left
-KVASIR_STATUS_MAKER(Internal, StatusCode::kInternal)                       // our bug: HTTP 500
-KVASIR_STATUS_MAKER(DataLoss, StatusCode::kDataLoss)                       // a file is corrupt or truncated
+KVASIR_STATUS_MAKER(InvalidArgument, StatusCode::kInvalidArgument)      // the input is wrong: HTTP 400, exit 2
+KVASIR_STATUS_MAKER(NotFound, StatusCode::kNotFound)                    // HTTP 404
+KVASIR_STATUS_MAKER(OutOfRange, StatusCode::kOutOfRange)                // longer than the context: HTTP 400
+KVASIR_STATUS_MAKER(ResourceExhausted, StatusCode::kResourceExhausted)  // queue or memory full: HTTP 429
+KVASIR_STATUS_MAKER(Unavailable, StatusCode::kUnavailable)              // loading, draining, engine dead: HTTP 503
+KVASIR_STATUS_MAKER(Unimplemented, StatusCode::kUnimplemented)          // known but not built: HTTP 501
+KVASIR_STATUS_MAKER(Unauthenticated, StatusCode::kUnauthenticated)      // HTTP 401
+KVASIR_STATUS_MAKER(DeadlineExceeded, StatusCode::kDeadlineExceeded)    // HTTP 408
+KVASIR_STATUS_MAKER(Cancelled, StatusCode::kCancelled)                  // the client left
+KVASIR_STATUS_MAKER(Internal, StatusCode::kInternal)                    // our bug: HTTP 500
+KVASIR_STATUS_MAKER(DataLoss, StatusCode::kDataLoss)                    // a file is corrupt or truncated
 #undef KVASIR_STATUS_MAKER
 
 // The message as a std::string (absl::string_view is not std::string_view in Debian's build).
-inline std::string Message(const Status& status) { return std::string(status.message()); }
+inline std::string Message(const Status& status) {
+  return std::string(status.message());
+}
 
 // The same error with `place` put before the message: "config.json: ...".
 inline Status AtPlace(std::string_view place, const Status& status) {
@@ -53,10 +55,10 @@ inline Status AtPlace(std::string_view place, const Status& status) {
 
 }  // namespace kvasir
 
-#define KVASIR_CHECK(condition, ...)                                                                         \
-  do {                                                                                                       \
-    if (!(condition)) [[unlikely]]                                                                           \
-      ::kvasir::CheckFailed(__FILE__, __LINE__, #condition, ::kvasir::internal::CheckDetail(__VA_ARGS__));   \
+#define KVASIR_CHECK(condition, ...)                                                                       \
+  do {                                                                                                     \
+    if (!(condition)) [[unlikely]]                                                                         \
+      ::kvasir::CheckFailed(__FILE__, __LINE__, #condition, ::kvasir::internal::CheckDetail(__VA_ARGS__)); \
   } while (0)
 
 #ifdef NDEBUG
@@ -67,8 +69,8 @@ inline Status AtPlace(std::string_view place, const Status& status) {
 #define KVASIR_DCHECK(condition, ...) KVASIR_CHECK(condition, ##__VA_ARGS__)
 #endif
 
-#define KVASIR_RETURN_IF_ERROR(expression)                          \
-  do {                                                              \
+#define KVASIR_RETURN_IF_ERROR(expression)                                                           \
+  do {                                                                                               \
     if (::kvasir::Status kvasir_status_ = (expression); !kvasir_status_.ok()) return kvasir_status_; \
   } while (0)
 
@@ -83,7 +85,9 @@ inline Status AtPlace(std::string_view place, const Status& status) {
   lhs = std::move(tmp).value()
 
 namespace kvasir::internal {
-inline std::string CheckDetail() { return {}; }
+inline std::string CheckDetail() {
+  return {};
+}
 template <typename... Args>
 std::string CheckDetail(fmt::format_string<Args...> format, Args&&... args) {
   return fmt::format(format, std::forward<Args>(args)...);

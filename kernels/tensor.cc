@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
+#include <cstring>
 
 namespace kvasir {
 
@@ -17,9 +19,28 @@ std::string_view Name(DType dtype) {
   return "?";
 }
 
+namespace {
+
+// Nothing becomes mxfp4 here, and its scales are powers of two that leave 6 times them a bfloat16.
+Status CheckMxfp4(const HostMatrix& part) {
+  if (!part.quant) return InvalidArgument("'{}' cannot be quantised to mxfp4: only checkpoints bring that format", part.name);
+  const auto* scales = static_cast<const std::byte*>(part.scales);
+  for (int64_t i = 0; i < part.rows * part.quant.Groups(part.cols); ++i) {
+    float scale;
+    std::memcpy(&scale, scales + i * int64_t{sizeof(scale)}, sizeof(scale));
+    int exponent = 0;
+    if (!(scale > 0 && scale <= 0x1p125f && std::frexp(scale, &exponent) == 0.5f))
+      return InvalidArgument("'{}' has the mxfp4 scale {} at {}; it must be a power of two up to 2^125", part.name, scale, i);
+  }
+  return OkStatus();
+}
+
+}  // namespace
+
 Status CheckQuantized(const HostMatrix& part, const HostMatrix& first, QuantFormat quant) {
   if ((part.quant || quant.ordered) && part.quant != quant)
     return InvalidArgument("'{}' is quantised as {} but is to be packed as {}", part.name, Name(part.quant), Name(quant));
+  if (quant.kind == QuantFormat::Kind::kMxfp4) return CheckMxfp4(part);
   if (quant.ordered && !std::equal(part.order, part.order + part.cols, first.order, first.order + first.cols))
     return InvalidArgument("'{}' has its inputs in another order than '{}', packed with it", part.name, first.name);
   return OkStatus();

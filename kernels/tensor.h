@@ -26,10 +26,10 @@ struct HostMatrix {
   int64_t rows = 0;
   int64_t cols = 0;
   std::string name;  // for error messages
-  // When set, the matrix is quantised already: data is int8 codes [rows, cols] (meaning: quant.h), and these are float16
-  // [rows, quant.Groups(cols)].
+  // When set, the matrix is quantised already: data is codes [rows, cols], a byte each (meaning: quant.h), and these are
+  // [rows, quant.Groups(cols)]: float16 of int8 and int4, float32 of fp8 and mxfp4.
   QuantFormat quant = {};
-  const uint16_t* scales = nullptr;
+  const void* scales = nullptr;
   const uint16_t* lows = nullptr;  // int4 only
   const int32_t* order = nullptr;  // quant.ordered: codes are in this order of inputs, a permutation of 0 .. cols - 1
 };

@@ -20,7 +20,7 @@ namespace fs = std::filesystem;
 
 constexpr std::string_view kSuffix = ".kvpack", kPartial = ".part";
 // Raise it when loading computes other values from the same files (PackedCacheTest.TheSameFilesGiveTheSameBytes knows).
-constexpr int kRevision = 1;
+constexpr int kRevision = 2;
 
 void Remark(const PackedCacheOptions& options, const std::string& text) {
   if (options.remark) options.remark(text);

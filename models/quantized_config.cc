@@ -16,7 +16,7 @@ constexpr int64_t kMaxGroup = 1 << 20;
 constexpr std::string_view kSupported =
     "supported: gptq and awq with 4 bits, gptq with 8 bits, compressed-tensors (pack-quantized, int-quantized, float-quantized, "
     "naive-quantized), fp8, fbgemm_fp8, and mxfp4 for gpt-oss; use one of these, or the float32, float16 or bfloat16 model "
-    "(--quantization int8 or int4 quantises it at load)";
+    "(--quantization int8, fp8 or int4 quantises it at load)";
 
 // One of `known`, whatever its case.
 bool IsOneOf(std::string text, std::initializer_list<std::string_view> known) {

@@ -51,12 +51,18 @@ void UnpackByInput(const StoredQuant& stored, const std::byte* codes, int64_t fi
 }
 
 void UnpackByOutput(const StoredQuant& stored, const std::byte* codes, int64_t rows, uint8_t* out) {
-  const int64_t k = stored.cols, row_bytes = stored.form == CodeForm::kPacked ? (k * stored.bits + 31) / 32 * 4 : k;
+  const int64_t k = stored.cols, row_bytes = stored.form == CodeForm::kPacked  ? (k * stored.bits + 31) / 32 * 4
+                                             : stored.form == CodeForm::kMxfp4 ? k / 2
+                                                                               : k;
   for (int64_t row = 0; row < rows; ++row) {
     const std::byte* from = codes + row * row_bytes;
     uint8_t* to = out + row * k;
     if (stored.form == CodeForm::kPacked) {
       for (int64_t i = 0; i < k; ++i) to[i] = Bits(from, i, stored.bits);
+      continue;
+    }
+    if (stored.form == CodeForm::kMxfp4) {
+      for (int64_t i = 0; i < k; ++i) to[i] = std::to_integer<uint8_t>(from[i / 2]) >> (i % 2 * 4) & 15;
       continue;
     }
     std::memcpy(to, from, static_cast<size_t>(k));
@@ -101,14 +107,15 @@ int64_t GroupOf(const StoredQuant& stored, int64_t input) {
   return stored.group == 0 ? 0 : input / stored.group;
 }
 
-const std::array<float, 256>& Fp8Table(CodeForm form) {
+// What the codes of a float format stand for.
+const std::array<float, 256>& FloatTable(CodeForm form) {
   const auto fill = [](float (*convert)(uint8_t)) {
     std::array<float, 256> table;
     for (size_t i = 0; i < table.size(); ++i) table[i] = convert(uint8_t(i));
     return table;
   };
-  static const std::array<float, 256> e4m3 = fill(Fp8E4M3ToF32), e5m2 = fill(Fp8E5M2ToF32);
-  return form == CodeForm::kFp8E4M3 ? e4m3 : e5m2;
+  static const std::array<float, 256> e4m3 = fill(Fp8E4M3ToF32), e5m2 = fill(Fp8E5M2ToF32), e2m1 = fill(Fp4E2M1ToF32);
+  return form == CodeForm::kFp8E4M3 ? e4m3 : form == CodeForm::kFp8E5M2 ? e5m2 : e2m1;
 }
 
 void Store(const float* values, int64_t count, DType dtype, std::byte* out) {
@@ -149,11 +156,12 @@ std::vector<int32_t> InputOrder(const StoredQuant& stored) {
 }
 
 QuantFormat ExactFormat(const StoredQuant& stored) {
-  const bool int4 = stored.bits == 4;
-  if (stored.fp8() || (!int4 && stored.zeros)) return {};
+  if (stored.form == CodeForm::kMxfp4) return {QuantFormat::Kind::kMxfp4, 32};
+  const bool int4 = stored.bits == 4, e4m3 = stored.form == CodeForm::kFp8E4M3;
+  if ((stored.fp8() && !e4m3) || (!int4 && stored.zeros)) return {};
   const bool ordered = !stored.group_of.empty();
   if (ordered && InputOrder(stored).empty()) return {};
-  const auto kind = int4 ? QuantFormat::Kind::kInt4 : QuantFormat::Kind::kInt8;
+  const auto kind = int4 ? QuantFormat::Kind::kInt4 : e4m3 ? QuantFormat::Kind::kFp8 : QuantFormat::Kind::kInt8;
   if (stored.groups == 1) return {kind, int4 ? 128 : 0};
   for (const int32_t group : {128, 64, 32})
     if (stored.group % group == 0) return {kind, group, ordered};
@@ -180,7 +188,8 @@ UnpackedQuant Unpack(const StoredQuant& stored, const StoredBytes& bytes, int64_
     for (int64_t group = 0; group < stored.groups; ++group) {
       const int64_t from = first_row + row;
       const size_t to = static_cast<size_t>(row * stored.groups + group);
-      const int64_t at = stored.by_input() ? group * stored.rows + from : from / stored.scale_rows * stored.groups + group;
+      const int64_t at =
+          stored.by_input() ? group * stored.rows + from : (from - bytes.scales_row) / stored.scale_rows * stored.groups + group;
       unpacked.scales[to] = ScaleAt(bytes.scales, stored.scale_type, at);
       if (stored.zeros) unpacked.zeros[to] = ZeroAt(stored, bytes.zeros, from, group);
     }
@@ -189,13 +198,13 @@ UnpackedQuant Unpack(const StoredQuant& stored, const StoredBytes& bytes, int64_
 }
 
 Status WriteCodes(const StoredQuant& stored, const UnpackedQuant& unpacked, QuantFormat format,
-                  std::span<const int32_t> input_order, std::span<const int32_t> order, int8_t* codes, uint16_t* scales,
+                  std::span<const int32_t> input_order, std::span<const int32_t> order, int8_t* codes, void* scales,
                   uint16_t* lows) {
   const int64_t all_rows = static_cast<int64_t>(unpacked.codes.size()) / stored.cols;
   const int64_t rows = order.empty() ? all_rows : static_cast<int64_t>(order.size());
   const int64_t size = format.GroupSize(stored.cols), groups = format.Groups(stored.cols);
   const bool int4 = format.kind == QuantFormat::Kind::kInt4;
-  const uint8_t shift = int4 ? 0 : 0x80;
+  const uint8_t shift = format.kind == QuantFormat::Kind::kInt8 ? 0x80 : 0;
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t from = order.empty() ? row : order[static_cast<size_t>(row)];
     const uint8_t* source = unpacked.codes.data() + from * stored.cols;
@@ -205,13 +214,18 @@ Status WriteCodes(const StoredQuant& stored, const UnpackedQuant& unpacked, Quan
       const size_t at = static_cast<size_t>(from * stored.groups +
                                             GroupOf(stored, input_order.empty() ? g * size : input_order[size_t(g * size)]));
       const float scale = unpacked.scales[at];
+      std::byte* const to = static_cast<std::byte*>(scales) + (row * groups + g) * static_cast<int64_t>(format.scale_bytes());
+      if (!format.integer()) {
+        std::memcpy(to, &scale, sizeof(scale));
+        continue;
+      }
       const uint16_t scale_bits = F32ToF16(scale), low_bits = F32ToF16(-scale * float(unpacked.zeros[at]));
       if (!IsFinite16(scale_bits) || (int4 && !IsFinite16(low_bits)))
         return InvalidArgument(
             "the scale {} of output {} and input {} does not fit float16, which quantised weights have; load the model with "
             "--quantization none",
             scale, from, g * size);
-      scales[row * groups + g] = scale_bits;
+      std::memcpy(to, &scale_bits, sizeof(scale_bits));
       if (int4) lows[row * groups + g] = low_bits;
     }
   }
@@ -227,22 +241,14 @@ void WriteValues(const StoredQuant& stored, const UnpackedQuant& unpacked, DType
     const uint8_t* codes = unpacked.codes.data() + row * k;
     const float* scales = unpacked.scales.data() + row * stored.groups;
     const uint8_t* zeros = unpacked.zeros.data() + row * stored.groups;
-    if (stored.fp8()) {
-      const std::array<float, 256>& table = Fp8Table(stored.form);
+    if (stored.floats()) {
+      const std::array<float, 256>& table = FloatTable(stored.form);
       for (int64_t i = 0; i < k; ++i) values[i] = table[codes[i]] * scales[groups[i]];
     } else {
       for (int64_t i = 0; i < k; ++i) values[i] = scales[groups[i]] * float(int{codes[i]} - int{zeros[groups[i]]});
     }
     Store(values.data(), k, dtype, out + row * k * static_cast<int64_t>(SizeOf(dtype)));
   }
-}
-
-float Fp8E4M3ToF32(uint8_t bits) {
-  const float sign = (bits & 0x80) != 0 ? -1.0f : 1.0f;
-  const int exponent = bits >> 3 & 15, mantissa = bits & 7;
-  if (exponent == 15 && mantissa == 7) return std::numeric_limits<float>::quiet_NaN();
-  if (exponent == 0) return sign * std::ldexp(float(mantissa), -9);
-  return sign * std::ldexp(float(8 + mantissa), exponent - 10);
 }
 
 float Fp8E5M2ToF32(uint8_t bits) {

@@ -25,6 +25,7 @@ enum class CodeForm : uint8_t {
   kInt8,     // int8 [n, k]; zeros int8 [n, groups]; scales [n, groups]
   kFp8E4M3,  // [n, k]; no infinities, NaN is 0x7f and 0xff
   kFp8E5M2,  // [n, k]
+  kMxfp4,    // [n, k / 32, 16], the low half of a byte first; scales [n, k / 32]
 };
 enum class ScaleType : uint8_t { kF32, kF16, kBF16, kE8M0 /* 2^(byte - 127), 255 is NaN */ };
 std::optional<ScaleType> ScaleTypeOf(std::string_view stored);  // of a safetensors type
@@ -40,6 +41,7 @@ struct StoredQuant {
   // No zero points are stored: they are 2^(bits - 1), the middle. Stored ones may be less one, and packed or int8.
   bool zeros = false, zeros_minus_one = false, zeros_packed = true;
 
+  bool floats() const { return fp8() || form == CodeForm::kMxfp4; }
   bool fp8() const { return form == CodeForm::kFp8E4M3 || form == CodeForm::kFp8E5M2; }
   bool by_input() const { return form == CodeForm::kGptq || form == CodeForm::kAwq; }  // rows of the tensor are inputs
 };
@@ -48,21 +50,23 @@ struct StoredQuant {
 // stored.group inputs. Empty = none.
 std::vector<int32_t> InputOrder(const StoredQuant& stored);
 // The kernels' format that holds the weight without another rounding of its codes, the widest groups there are; none where there
-// is no such format: fp8, 8 bits with zero points, groups that are no multiple of 32 or not equally many inputs. Ordered as
+// is no such format: E5M2, 8 bits with zero points, groups that are no multiple of 32 or not equally many inputs. Ordered as
 // InputOrder says where group_of is given.
 QuantFormat ExactFormat(const StoredQuant& stored);
 // Whether a weight that fits `wide` also fits `narrow`, by repeating scales.
 bool Holds(QuantFormat narrow, QuantFormat wide);
 
-// Bytes of the weight's tensors: codes of the rows asked for (all of them where by_input()), all scales, all zeros.
+// Bytes of the weight's tensors: codes of the rows asked for (all of them where by_input()), scales from row scales_row on, all
+// zeros.
 struct StoredBytes {
   const std::byte* codes = nullptr;
   const std::byte* scales = nullptr;
   const std::byte* zeros = nullptr;
+  int64_t scales_row = 0;
 };
 
-// Rows [first_row, first_row + rows) of a weight: codes [rows, cols], scales and zeros [rows, groups]. Of fp8 the codes are the
-// bytes, and zeros mean nothing.
+// Rows [first_row, first_row + rows) of a weight: codes [rows, cols], scales and zeros [rows, groups]. Of floats the codes are
+// their bits, and zeros mean nothing.
 struct UnpackedQuant {
   std::vector<uint8_t> codes;
   std::vector<float> scales;
@@ -72,15 +76,14 @@ UnpackedQuant Unpack(const StoredQuant& stored, const StoredBytes& bytes, int64_
 
 // Row i of the results is row order[i] of what was unpacked (all rows as they are when empty).
 // In the kernels' format, which must be ExactFormat's or a narrower one, with the inputs in input_order where it is ordered:
-// codes [rows, cols], scales and lows [rows, Groups(cols)]. Scales are rounded to float16, and low = -scale * zero too. An error
-// where one does not fit.
+// codes [rows, cols], scales and lows [rows, Groups(cols)]. Scales of int8 and int4 are rounded to float16, and low = -scale *
+// zero too: an error where one does not fit. Those of fp8 and mxfp4 are float32.
 Status WriteCodes(const StoredQuant& stored, const UnpackedQuant& unpacked, QuantFormat format,
-                  std::span<const int32_t> input_order, std::span<const int32_t> order, int8_t* codes, uint16_t* scales,
+                  std::span<const int32_t> input_order, std::span<const int32_t> order, int8_t* codes, void* scales,
                   uint16_t* lows);
 // As values, computed in float32 and rounded once to `dtype`.
 void WriteValues(const StoredQuant& stored, const UnpackedQuant& unpacked, DType dtype, std::byte* out);
 
-float Fp8E4M3ToF32(uint8_t bits);
 float Fp8E5M2ToF32(uint8_t bits);
 
 }  // namespace kvasir

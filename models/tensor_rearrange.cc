@@ -86,17 +86,4 @@ std::vector<int32_t> AlternatingRows(int64_t width) {
   return rows;
 }
 
-void WidenMxfp4(const std::byte* blocks, const std::byte* scales, int64_t num_blocks, std::byte* bf16) {
-  static constexpr float kValues[16] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
-  for (int64_t block = 0; block < num_blocks; ++block) {
-    const int exponent = std::to_integer<int>(scales[block]) - 127;
-    for (int i = 0; i < 16; ++i) {
-      const unsigned byte = std::to_integer<unsigned>(blocks[block * 16 + i]);
-      const uint16_t pair[2] = {F32ToBF16(std::ldexp(kValues[byte & 15], exponent)),
-                                F32ToBF16(std::ldexp(kValues[byte >> 4], exponent))};
-      std::memcpy(bf16 + (block * 16 + i) * 4, pair, sizeof(pair));
-    }
-  }
-}
-
 }  // namespace kvasir

@@ -31,7 +31,4 @@ std::vector<int32_t> RowsOfHeads(int heads, int head_dim, int first, int count);
 // Rows that alternate between gate and up -> all of gate, all of up.
 std::vector<int32_t> AlternatingRows(int64_t width);
 
-// MXFP4 (OCP microscaling): 16 bytes hold 32 values of 4 bits (low half first), e2m1, times 2^(scale - 127). Exact in bfloat16.
-void WidenMxfp4(const std::byte* blocks, const std::byte* scales, int64_t num_blocks, std::byte* bf16);
-
 }  // namespace kvasir

@@ -394,7 +394,12 @@ void WeightsPlan::PlacePart(const PartGroup& group, Part* part, size_t* end) {
     } else {
       read(part->place, static_cast<uint64_t>(part->first_row) * row_bytes, static_cast<size_t>(part->rows) * row_bytes);
     }
-    read_all(part->scales);
+    if (stored.form == CodeForm::kMxfp4) {  // of many experts' scales only these
+      part->scales_row = part->first_row;
+      read(part->scales, first / 32, values / 32);
+    } else {
+      read_all(part->scales);
+    }
     if (stored.zeros) read_all(part->zeros);
     if (part->group_of.tensor != nullptr) read_all(part->group_of);  // for the hash: the plan knows it
     const QuantFormat exact = order.transpose ? QuantFormat() : ExactFormat(stored);
@@ -403,7 +408,7 @@ void WeightsPlan::PlacePart(const PartGroup& group, Part* part, size_t* end) {
       if (part->quant.ordered) part->input_order = InputOrder(stored);
       const size_t rows = static_cast<size_t>(part->out_rows), groups = static_cast<size_t>(part->quant.Groups(part->cols));
       part->offset = take(rows * static_cast<size_t>(part->cols));
-      part->scales_offset = take(rows * groups * sizeof(uint16_t));
+      part->scales_offset = take(rows * groups * part->quant.scale_bytes());
       part->lows_offset = take(rows * groups * sizeof(uint16_t));
     } else {
       part->dtype = group.float32 ? DType::kF32 : dtype_;
@@ -411,16 +416,10 @@ void WeightsPlan::PlacePart(const PartGroup& group, Part* part, size_t* end) {
     }
     return;
   }
-  if (part->scales_name.empty()) {
-    part->dtype = *part->place.tensor->type->usable;
-    read(part->place, first * SizeOf(part->dtype), values * SizeOf(part->dtype));
-  } else {
-    part->dtype = DType::kBF16;
-    read(part->place, first / 2, values / 2);
-    read(part->scales, first / 32, values / 32);
-  }
+  part->dtype = *part->place.tensor->type->usable;
+  read(part->place, first * SizeOf(part->dtype), values * SizeOf(part->dtype));
   part->offset = part->pieces[0].offset;
-  if (!order.empty() || !part->scales_name.empty()) {
+  if (!order.empty()) {
     if (order.plus_one) part->dtype = DType::kF32;
     part->offset = take(values * SizeOf(part->dtype));
   }
@@ -437,7 +436,17 @@ bool WeightsPlan::Locate(Part* part) {
   }
   std::vector<uint64_t> scales_shape(part->shape.begin(), part->shape.end() - 1);
   const bool blocks = LocateTensor(part->name, part->shape, true, &part->place);
-  return LocateTensor(part->scales_name, scales_shape, true, &part->scales) && blocks;
+  if (!LocateTensor(part->scales_name, scales_shape, true, &part->scales) || !blocks) return false;
+  int64_t rows = 1;
+  for (const uint64_t size : scales_shape) rows *= static_cast<int64_t>(size);
+  part->stored = StoredQuant{.form = CodeForm::kMxfp4,
+                             .bits = 4,
+                             .rows = rows / (part->cols / 32),
+                             .cols = part->cols,
+                             .group = 32,
+                             .groups = part->cols / 32,
+                             .scale_type = ScaleType::kE8M0};
+  return true;
 }
 
 bool WeightsPlan::LocateTensor(const std::string& name, const std::vector<uint64_t>& shape, bool bytes,

@@ -26,7 +26,7 @@ struct Part {
   int64_t first_row = 0;
   int64_t rows = 0, cols = 0;  // as stored; a vector is a column here
   Rearrange rearrange;         // how it becomes what is packed
-  std::string scales_name;     // MXFP4: blocks in `name` [.., cols / 32, 16], one scale per 32 values here
+  std::string scales_name;     // MXFP4: blocks in `name` [.., cols / 32, 16], their scales [.., cols / 32] here
   Checkpoint::Place place, scales;
 
   // Of a weight that the checkpoint stores quantised; `place` is that of its codes.
@@ -43,6 +43,7 @@ struct Part {
   std::vector<Piece> pieces;  // what is read; codes, scales, zeros first, in this order
   size_t offset = 0;          // of the values, or codes
   size_t scales_offset = 0, lows_offset = 0;
+  int64_t scales_row = 0;            // of a stored weight: the first row whose scales are read
   std::vector<int32_t> input_order;  // quant.ordered
   DType dtype = DType::kF32;         // of the values at `offset`
   int64_t out_rows = 0, out_cols = 0;

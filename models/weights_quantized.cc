@@ -269,7 +269,8 @@ QuantFormat WeightsPlan::ChooseFormat(const PartGroup& group) const {
     const bool codes = part.stored && !part.rearrange.transpose && group.parts[0].stored &&
                        part.stored->group_of == group.parts[0].stored->group_of;
     const QuantFormat exact = codes ? ExactFormat(*part.stored) : QuantFormat();
-    if (!exact) return asked();
+    // Kernels for small floats read activations as bfloat16, which is what the user gets who has not asked for more.
+    if (!exact || (!exact.integer() && dtype_ != DType::kBF16)) return asked();
     if (!common || Holds(exact, common)) {
       common = exact;
     } else if (!Holds(common, exact)) {

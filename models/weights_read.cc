@@ -96,27 +96,20 @@ Status ReadAhead::FillPart(Part& part, std::byte* buffer) {
   part.hash = XXH3_128bits_digest(&hash);
   if (part.stored) return FillQuantized(part, buffer);
   const std::byte* raw = buffer + part.pieces[0].offset;
-  if (!part.scales_name.empty()) {
-    const size_t blocks = part.pieces[1].bytes;
-    std::vector<std::byte> wide(blocks * 64);
-    WidenMxfp4(raw, buffer + part.pieces[1].offset, static_cast<int64_t>(blocks), wide.data());
-    ApplyRearrange(part.rearrange, wide.data(), DType::kBF16, part.rows, part.cols, buffer + part.offset);
-  } else if (!part.rearrange.empty()) {
+  if (!part.rearrange.empty())
     ApplyRearrange(part.rearrange, raw, *part.place.tensor->type->usable, part.rows, part.cols, buffer + part.offset);
-  }
   return OkStatus();
 }
 
 Status ReadAhead::FillQuantized(const Part& part, std::byte* buffer) {
   const StoredQuant& stored = *part.stored;
   const std::byte* zeros = stored.zeros ? buffer + part.pieces[2].offset : nullptr;
-  const UnpackedQuant unpacked =
-      Unpack(stored, {buffer + part.pieces[0].offset, buffer + part.pieces[1].offset, zeros}, part.first_row, part.rows);
+  const StoredBytes bytes = {buffer + part.pieces[0].offset, buffer + part.pieces[1].offset, zeros, part.scales_row};
+  const UnpackedQuant unpacked = Unpack(stored, bytes, part.first_row, part.rows);
   std::byte* out = buffer + part.offset;
   if (part.quant)
     return WriteCodes(stored, unpacked, part.quant, part.input_order, part.rearrange.rows, reinterpret_cast<int8_t*>(out),
-                      reinterpret_cast<uint16_t*>(buffer + part.scales_offset),
-                      reinterpret_cast<uint16_t*>(buffer + part.lows_offset));
+                      buffer + part.scales_offset, reinterpret_cast<uint16_t*>(buffer + part.lows_offset));
   if (part.rearrange.empty()) {
     WriteValues(stored, unpacked, part.dtype, out);
     return OkStatus();

@@ -63,8 +63,8 @@ void AddModelOptions(CLI::App& app, EngineOptions& o) {
   Env(app.add_option("--dtype", o.dtype, "Weights; auto = as stored"))->check(dtypes)->capture_default_str()->group("Model");
   Env(app.add_option(
           "--quantization,-q", o.quantization,
-          "Linear weights: auto = as stored; none = never quantised; or quantised at load: int8, int4, or with a group: "
-          "int8:channel, int8:32|64|128, int4:32|64|128"))
+          "Linear weights: auto = as stored; none = never quantised; or quantised at load: int8, fp8, int4, or with a group: "
+          "int8|fp8:channel, int8|fp8|int4:32|64|128"))
       ->check(Quantization())
       ->capture_default_str()
       ->group("Model");

@@ -20,9 +20,14 @@ int64_t PaddedStride(int64_t bytes) {
   return ((bytes + 63) / 64 | 1) * 64;
 }
 
+// Whether the tile reads activations rounded to bfloat16.
+bool RoundsActivations(const Weight& weight) {
+  return weight.quant ? !weight.quant.integer() : weight.dtype == DType::kBF16;
+}
+
 // Rows at a power-of-two distance would fight for one cache set while a tile reads them side by side.
 bool MustCopy(const LinearJob& job) {
-  return job.weight->quant || job.weight->dtype == DType::kBF16 ||
+  return job.weight->quant || RoundsActivations(*job.weight) ||
          (job.rows > 4 && job.in_stride * int64_t{sizeof(float)} % 1024 == 0);
 }
 
@@ -38,7 +43,7 @@ size_t JobOf(std::span<const GemmScratch::Plan> plans, int64_t item) {
 
 // Cuts the rows of a job into strips of nearly equal height, and the strips into tiles.
 void CutRows(const GemmKernels& kernels, const LinearJob& job, GemmScratch::Plan& plan) {
-  const bool quant = bool(job.weight->quant);
+  const bool quant = job.weight->quant.integer();
   const int strip_rows = quant ? kernels.quant->strip_rows : kernels.strip_rows,
             max_rows = quant ? kernels.quant->max_rows : kernels.max_rows;
   plan.strips = (job.rows + strip_rows - 1) / strip_rows;
@@ -53,6 +58,10 @@ int64_t TileBegin(const LinearJob& job, const GemmScratch::Plan& plan, int64_t t
 void RunTile(const GemmKernels& kernels, const Weight& weight, const std::byte* a, int64_t a_stride, int rows,
              const std::byte* panel, const float* bias, float* out, int64_t out_stride, int columns) {
   const int64_t k = weight.cols;
+  if (weight.quant.kind == QuantFormat::Kind::kFp8)
+    return kernels.fp8(a, a_stride, rows, panel, k, weight.quant.GroupSize(k), bias, out, out_stride, columns);
+  if (weight.quant.kind == QuantFormat::Kind::kMxfp4)
+    return kernels.mxfp4(a, a_stride, rows, panel, k, bias, out, out_stride, columns);
   if (weight.quant) {
     const auto tile = weight.quant.kind == QuantFormat::Kind::kInt8 ? kernels.quant->int8 : kernels.quant->int4;
     const int64_t blocks = (k + kQuantBlock - 1) / kQuantBlock, group_blocks = weight.quant.GroupSize(k) / kQuantBlock;
@@ -99,9 +108,10 @@ void Prepare(const GemmKernels& kernels, ThreadTeam& team, GemmScratch& scratch,
       plan.a_stride = job.in_stride * int64_t{sizeof(float)};
       continue;
     }
-    const bool round = job.weight->dtype == DType::kBF16;
-    plan.a_stride = job.weight->quant ? QuantRowBytes(k, job.weight->quant)
-                                      : PaddedStride(round ? (k + 1) / 2 * 2 * kernels.bf16_bytes : k * int64_t{sizeof(float)});
+    const bool round = RoundsActivations(*job.weight);
+    plan.a_stride = job.weight->quant.integer()
+                        ? QuantRowBytes(k, job.weight->quant)
+                        : PaddedStride(round ? (k + 1) / 2 * 2 * kernels.bf16_bytes : k * int64_t{sizeof(float)});
     plan.a_offset = bytes;
     bytes += size_t(job.rows * plan.a_stride + 63) / 64 * 64;
     rows += job.rows;
@@ -119,9 +129,9 @@ void Prepare(const GemmKernels& kernels, ThreadTeam& team, GemmScratch& scratch,
       const GemmScratch::Plan& plan = plans[i];
       const float* from = job.in + (row - plan.first_row) * job.in_stride;
       std::byte* to = data + plan.a_offset + (row - plan.first_row) * plan.a_stride;
-      if (job.weight->quant) {
+      if (job.weight->quant.integer()) {
         QuantizeRow(*kernels.quant, job, plan, from, row - plan.first_row, data + plan.a_offset);
-      } else if (job.weight->dtype == DType::kBF16) {
+      } else if (RoundsActivations(*job.weight)) {
         kernels.round_bf16(from, job.weight->cols, to);
       } else {
         std::memcpy(to, from, size_t(job.weight->cols) * sizeof(float));

@@ -10,6 +10,8 @@
 #include <stdint.h>
 
 #include "kernels/cpu/gemm_kernels.h"
+
+#include "kernels/cpu/decode_kernels.h"
 #include "kernels/cpu/simd.h"
 
 namespace kvasir::KVASIR_ISA {
@@ -251,6 +253,142 @@ void RunTile(const void* a, int64_t a_stride, int rows, const void* packed, int6
   }
 }
 
+// --- weights stored as small floats ------------------------------------------------------------------------------------
+//
+// Part of a panel is decoded, all strips take it, then comes the next part: each code is decoded once for all rows of the tile.
+// A few rows take the weights from the registers they were decoded in.
+
+constexpr int64_t kDecodedPairs = 128;  // 16 KB, half of the first-level cache
+constexpr int64_t kMxfp4GroupPairs = 16;
+
+// Goes on with the sums acc [rows][32] over `pairs` decoded ones, while the panel's next `next_bytes` at `next` are fetched.
+void RunDecoded(const char* a, int64_t a_stride, int rows, const uint16_t* decoded, int64_t pairs, const void* next,
+                int64_t next_bytes, float* acc, int columns) {
+  const int64_t strips = (rows + kStripRows - 1) / kStripRows, looks = pairs / kUnitsAtOnce;
+  const int lines = looks == 0 ? 0 : (int)((next_bytes / 64 + looks * strips - 1) / (looks * strips));
+  for (int64_t s = 0; s < strips; ++s) {
+    const int first = (int)PartBegin(rows, strips, s), height = (int)PartBegin(rows, strips, s + 1) - first;
+    RunStrip<Pair>(height, a + first * a_stride, a_stride, (const char*)decoded, pairs,
+                   Ahead{(const char*)next + s * looks * lines * 64, lines}, acc + first * kPanelColumns, columns);
+  }
+}
+
+// total += acc * scale, and acc = 0.
+void AddGroup(const float* scales, int rows, float* acc, float* total) {
+  for (int v = 0; v < kPanelColumns; v += kLanes) {
+    const Vec scale = Load(scales + v);
+    for (int r = 0; r < rows; ++r) {
+      float *from = acc + r * kPanelColumns + v, *to = total + r * kPanelColumns + v;
+      Store(to, Fma(Load(from), scale, Load(to)));
+      Store(from, Zero());
+    }
+  }
+}
+
+#if defined(__AVX512VBMI__) && defined(__AVX512BF16__)
+constexpr int kFusedRows = 8;
+
+// Goes on with the sums acc [MR][32] over `pairs` of the panel. add: of mxfp4.
+template <bool kFp8, int MR>
+void FusedStrip(const void* a, int64_t a_stride, const uint8_t* panel, int64_t pairs, const uint16_t* add, float* acc) {
+  Vec sums[MR][2];
+  LoadSums(sums, acc);
+  Rows<MR> rows(a, a_stride);
+  DecodeVec more[2] = {};
+  if constexpr (!kFp8) __builtin_memcpy(&more, add, sizeof(more));
+  for (; pairs > 0; --pairs, panel += (kFp8 ? 2 : 1) * kPanelColumns) {
+    __m512i w[2];
+    if constexpr (kFp8) {
+      DecodeFp8Row(panel, w);
+    } else {
+      DecodeVec values[2];
+      DecodeMxfp4Row(panel, more[0], values[0]);
+      DecodeMxfp4Row(panel + kPanelColumns / 2, more[1], values[1]);
+      __builtin_memcpy(&w, &values, sizeof(w));
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < MR; ++r) {
+      const __m512bh x = (__m512bh)_mm512_set1_epi32(*rows.template At<int>(r));
+      sums[r][0] = _mm512_dpbf16_ps(sums[r][0], x, (__m512bh)w[0]);
+      sums[r][1] = _mm512_dpbf16_ps(sums[r][1], x, (__m512bh)w[1]);
+    }
+    rows.Advance(sizeof(uint32_t));
+  }
+  StoreSums(sums, acc);
+}
+
+template <bool kFp8>
+constexpr decltype(&FusedStrip<kFp8, 1>) kFusedStrips[kFusedRows] = {
+    FusedStrip<kFp8, 1>, FusedStrip<kFp8, 2>, FusedStrip<kFp8, 3>, FusedStrip<kFp8, 4>,
+    FusedStrip<kFp8, 5>, FusedStrip<kFp8, 6>, FusedStrip<kFp8, 7>, FusedStrip<kFp8, 8>};
+#else
+constexpr int kFusedRows = 0;
+template <bool kFp8>
+constexpr void (*kFusedStrips[1])(const void*, int64_t, const uint8_t*, int64_t, const uint16_t*, float*) = {nullptr};
+#endif
+
+void Fp8Tile(const void* a, int64_t a_stride, int rows, const void* packed, int64_t k, int64_t group, const float* bias,
+             float* out, int64_t out_stride, int columns) {
+  constexpr int64_t kPairBytes = 2 * kPanelColumns;
+  alignas(64) uint16_t decoded[kDecodedPairs * 2 * kPanelColumns];
+  asm("" : "=m"(decoded));  // what is read of it was written: the compiler cannot see that
+  alignas(64) float acc[kMaxRows * kPanelColumns], total[kMaxRows * kPanelColumns];
+  for (int i = 0; i < rows * kPanelColumns; i += kLanes) {
+    Store(acc + i, Zero());
+    Store(total + i, Zero());
+  }
+  const char* at = (const char*)a;
+  const uint8_t* panel = (const uint8_t*)packed;
+  for (int64_t left = Pair::Units(k); left > 0; left -= group / 2) {
+    const float* scales = (const float*)panel;
+    panel += kPanelColumns * sizeof(float);
+    for (int64_t in_group = left < group / 2 ? left : group / 2; in_group > 0;) {
+      const int64_t pairs = rows <= kFusedRows || in_group < kDecodedPairs ? in_group : kDecodedPairs;
+      if (rows <= kFusedRows) {
+        kFusedStrips<true>[rows - 1](at, a_stride, panel, pairs, nullptr, acc);
+      } else {
+        DecodeFp8(panel, pairs, decoded);
+        RunDecoded(at, a_stride, rows, decoded, pairs, panel + pairs * kPairBytes, pairs * kPairBytes, acc, columns);
+      }
+      panel += pairs * kPairBytes;
+      at += pairs * Pair::kUnitBytes;
+      in_group -= pairs;
+    }
+    AddGroup(scales, rows, acc, total);
+  }
+  Finish(total, rows, bias, out, out_stride, columns);
+}
+
+// Scales are powers of two: they go into the decoded weights, which stay exact (a scale that would leave the range of bfloat16
+// was refused, or made its weights zero, when the panel was packed).
+void Mxfp4Tile(const void* a, int64_t a_stride, int rows, const void* packed, int64_t k, const float* bias, float* out,
+               int64_t out_stride, int columns) {
+  alignas(64) uint16_t decoded[kDecodedPairs * 2 * kPanelColumns], add[2 * kPanelColumns];
+  asm("" : "=m"(decoded));
+  alignas(64) float acc[kMaxRows * kPanelColumns];
+  for (int i = 0; i < rows * kPanelColumns; i += kLanes) Store(acc + i, Zero());
+  const char* at = (const char*)a;
+  const uint8_t* panel = (const uint8_t*)packed;
+  for (int64_t left = Pair::Units(k); left > 0;) {
+    const uint8_t* begin = panel;
+    int64_t pairs = 0;
+    for (; pairs < kDecodedPairs && left > 0; left -= kMxfp4GroupPairs) {
+      for (int j = 0; j < kPanelColumns; ++j) add[2 * j] = add[2 * j + 1] = (uint16_t)((panel[j] - 127) * 128);
+      const int64_t in_group = left < kMxfp4GroupPairs ? left : kMxfp4GroupPairs;
+      if (rows <= kFusedRows) {
+        kFusedStrips<false>[rows - 1](at + pairs * Pair::kUnitBytes, a_stride, panel + kPanelColumns, in_group, add, acc);
+      } else {
+        DecodeMxfp4(panel + kPanelColumns, in_group, add, decoded + pairs * 2 * kPanelColumns);
+      }
+      panel += (in_group + 1) * kPanelColumns;
+      pairs += in_group;
+    }
+    if (rows > kFusedRows) RunDecoded(at, a_stride, rows, decoded, pairs, panel, panel - begin, acc, columns);
+    at += pairs * Pair::kUnitBytes;
+  }
+  Finish(acc, rows, bias, out, out_stride, columns);
+}
+
 // The same integer rounding everywhere: the conversion instruction of avx512_bf16 would flush subnormals.
 void RoundBF16(const float* __restrict in, int64_t k, void* __restrict out) {
   for (int64_t i = 0; i < k; i += kLanes) {
@@ -287,6 +425,8 @@ const GemmKernels kGemmKernels = {
     .f32 = RunTile<Single<float>>,
     .f16 = RunTile<Single<uint16_t>>,
     .bf16 = RunTile<Pair>,
+    .fp8 = Fp8Tile,
+    .mxfp4 = Mxfp4Tile,
     .round_bf16 = RoundBF16,
 #if defined(__AVX512BF16__)
     .bf16_bytes = 2,

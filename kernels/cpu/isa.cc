@@ -69,7 +69,8 @@ Level DetectLevel() {
   const bool f = b >> 16 & 1, dq = b >> 17 & 1, bw = b >> 30 & 1, vl = b >> 31 & 1;
   if (!f || !dq || !bw || !vl || (state & kZmmState) != kZmmState) return kAvx2;
   if (!(c >> 11 & 1)) return kAvx512;
-  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return kAvx512Vnni;
+  const bool vbmi = c >> 1 & 1;  // what has dots of bfloat16 has this too, but for Cooper Lake
+  if (!vbmi || !__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return kAvx512Vnni;
   return kAvx512Bf16;
 }
 

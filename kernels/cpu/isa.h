@@ -1,8 +1,8 @@
 // Which instruction set the CPU kernels use, and the table of kernels for each.
 //
 // Kernel sources (those listed in KVASIR_ISA_SOURCES of kernels/CMakeLists.txt) are compiled once for every ISA, with that
-// ISA's compiler flags and with KVASIR_ISA defined to its namespace: avx512_bf16, avx512, avx2, portable (avx512_vnni has quantised
-// Linear of its own and shares the rest with avx512). Such a file
+// ISA's compiler flags and with KVASIR_ISA defined to its namespace: avx512_bf16, avx512, avx2, portable (avx512_vnni has
+// quantised Linear of its own and shares the rest with avx512). Such a file
 //  * puts everything in `namespace kvasir::KVASIR_ISA` (helpers in an unnamed namespace within),
 //  * branches with the compiler's own macros (__AVX512BF16__, __AVX512F__, __AVX2__),
 //  * includes nothing that defines inline functions or templates (no <vector>, <string>, <algorithm>): the linker keeps one

@@ -57,7 +57,8 @@ void ConvertChunk(const std::byte* src, DType from, int64_t count, DType to, voi
 struct RowSource {
   const std::byte* data = nullptr;
   DType dtype = DType::kF32;
-  const uint16_t *scales = nullptr, *lows = nullptr;  // scales: data is codes, and these belong to the row
+  const std::byte* scales = nullptr;  // data is codes, and these belong to the row
+  const uint16_t* lows = nullptr;
 };
 
 RowSource FindRow(std::span<const HostMatrix> parts, int64_t row) {
@@ -66,7 +67,8 @@ RowSource FindRow(std::span<const HostMatrix> parts, int64_t row) {
       const auto* data = static_cast<const std::byte*>(part.data);
       if (!part.quant) return {data + row * part.cols * int64_t(SizeOf(part.dtype)), part.dtype};
       const int64_t first_group = row * part.quant.Groups(part.cols);
-      return {data + row * part.cols, part.dtype, part.scales + first_group,
+      return {data + row * part.cols, part.dtype,
+              static_cast<const std::byte*>(part.scales) + first_group * int64_t(part.quant.scale_bytes()),
               part.lows != nullptr ? part.lows + first_group : nullptr};
     }
     row -= part.rows;
@@ -74,7 +76,7 @@ RowSource FindRow(std::span<const HostMatrix> parts, int64_t row) {
   KVASIR_CHECK(false, "row {} past the end", row);
 }
 
-// Spreads one chunk of one row (`units` of T: elements, or pairs of bfloat16) over column `column` of a panel.
+// Spreads one chunk of one row (`units` of T: elements, or pairs of them) over column `column` of a panel.
 template <typename T>
 void Scatter(const void* chunk, int64_t units, void* panel, int64_t first_unit, int column) {
   const T* from = static_cast<const T*>(chunk);
@@ -115,6 +117,68 @@ void ScatterCodes(QuantFormat::Kind kind, const int8_t* codes, int64_t count, in
   }
 }
 
+// One chunk of one row as the values that are quantised: those of the model's type.
+void ReadChunk(const RowSource& row, int64_t first, int64_t count, DType dtype, float* values) {
+  alignas(64) std::byte chunk[kChunk * sizeof(float)];
+  for (int64_t i = 0; i < count; i += kChunk) {
+    const int64_t n = std::min<int64_t>(kChunk, count - i);
+    ConvertChunk(row.data + (first + i) * int64_t(SizeOf(row.dtype)), row.dtype, n, dtype, chunk);
+    ConvertChunk(chunk, dtype, n, DType::kF32, values + i);
+  }
+}
+
+void PackFp8Panel(std::span<const HostMatrix> parts, int64_t first_row, int columns, int64_t k, DType dtype, QuantFormat quant,
+                  std::byte* panel) {
+  const int64_t size = quant.GroupSize(k);
+  std::vector<float> values(static_cast<size_t>(size));
+  std::vector<uint8_t> codes(static_cast<size_t>(size + 1));
+  for (int64_t first = 0; first < k; first += size) {
+    const int64_t count = std::min(size, k - first), pairs = (count + 1) / 2;
+    auto* const scales = reinterpret_cast<float*>(panel);
+    panel += sizeof(float) * kPanelColumns;
+    for (int j = 0; j < columns; ++j) {
+      const RowSource row = FindRow(parts, first_row + j);
+      if (row.scales != nullptr) {
+        std::memcpy(scales + j, row.scales + first / size * int64_t{sizeof(float)}, sizeof(float));
+        std::memcpy(codes.data(), row.data + first, size_t(count));
+      } else {
+        ReadChunk(row, first, count, dtype, values.data());
+        scales[j] = QuantizeFp8Group(values.data(), count, codes.data());
+      }
+      codes[size_t(count)] = 0;
+      Scatter<uint16_t>(codes.data(), pairs, panel, 0, j);
+    }
+    panel += pairs * 2 * kPanelColumns;
+  }
+}
+
+// Scales outside of this would take a weight out of the range of bfloat16. Weights of smaller ones are as good as zero.
+constexpr int kLeastMxfp4Scale = 2;
+
+void PackMxfp4Panel(std::span<const HostMatrix> parts, int64_t first_row, int columns, int64_t k, QuantFormat quant,
+                    std::byte* panel) {
+  const int64_t size = quant.GroupSize(k);
+  uint8_t bytes[kQuantBlock / 2] = {};
+  for (int64_t first = 0; first < k; first += size) {
+    const int64_t count = std::min(size, k - first), pairs = (count + 1) / 2;
+    std::byte* const scales = panel;
+    panel += kPanelColumns;
+    for (int j = 0; j < columns; ++j) {
+      const RowSource row = FindRow(parts, first_row + j);
+      uint32_t scale;
+      std::memcpy(&scale, row.scales + first / size * int64_t{sizeof(scale)}, sizeof(scale));
+      const int exponent = int(scale >> 23 & 255);
+      scales[j] = std::byte(exponent < kLeastMxfp4Scale ? 127 : exponent);
+      for (int64_t i = 0; i < 2 * pairs; ++i) {
+        const unsigned code = i < count && exponent >= kLeastMxfp4Scale ? std::to_integer<unsigned>(row.data[first + i]) & 15 : 0;
+        bytes[i / 2] = uint8_t(i % 2 == 0 ? code : bytes[i / 2] | code << 4);
+      }
+      Scatter<uint8_t>(bytes, pairs, panel, 0, j);
+    }
+    panel += pairs * kPanelColumns;
+  }
+}
+
 void PackQuantPanel(std::span<const HostMatrix> parts, int64_t first_row, int columns, int64_t k, DType dtype, QuantFormat quant,
                     std::byte* panel) {
   const int64_t size = quant.GroupSize(k);
@@ -128,18 +192,12 @@ void PackQuantPanel(std::span<const HostMatrix> parts, int64_t first_row, int co
     for (int j = 0; j < columns; ++j) {
       const RowSource row = FindRow(parts, first_row + j);
       if (row.scales != nullptr) {
-        scales[j] = row.scales[first / size];
+        std::memcpy(scales + j, row.scales + first / size * 2, sizeof(uint16_t));
         if (low) scales[kPanelColumns + j] = row.lows[first / size];
         ScatterCodes(quant.kind, reinterpret_cast<const int8_t*>(row.data) + first, count, j, data);
         continue;
       }
-      for (int64_t i = 0; i < count; i += kChunk) {
-        const std::byte* at = row.data + (first + i) * int64_t(SizeOf(row.dtype));
-        const int64_t n = std::min<int64_t>(kChunk, count - i);
-        alignas(64) std::byte chunk[kChunk * sizeof(float)];
-        ConvertChunk(at, row.dtype, n, dtype, chunk);
-        ConvertChunk(chunk, dtype, n, DType::kF32, values.data() + i);
-      }
+      ReadChunk(row, first, count, dtype, values.data());
       const QuantGroup group = QuantizeGroup(quant.kind, values.data(), count, codes.data());
       scales[j] = group.scale;
       if (low) scales[kPanelColumns + j] = group.low;
@@ -156,6 +214,9 @@ int64_t PanelsOf(int64_t rows) {
 }
 
 int64_t PanelBytes(int64_t cols, DType dtype, QuantFormat quant) {
+  if (quant.kind == QuantFormat::Kind::kFp8)
+    return (quant.Groups(cols) * int64_t{sizeof(float)} + (cols + 1) / 2 * 2) * kPanelColumns;
+  if (quant.kind == QuantFormat::Kind::kMxfp4) return (quant.Groups(cols) + (cols + 1) / 2) * kPanelColumns;
   if (quant) {
     const bool low = quant.kind == QuantFormat::Kind::kInt4;
     const int64_t blocks = (cols + kQuantBlock - 1) / kQuantBlock;
@@ -190,7 +251,11 @@ void PackPanels(ThreadTeam& team, std::span<const HostMatrix> parts, DType dtype
       const int64_t first = panel * kPanelColumns;
       const int columns = int(std::min<int64_t>(kPanelColumns, rows - first));
       std::byte* const to = static_cast<std::byte*>(dst) + panel * bytes;
-      if (quant) {
+      if (quant.kind == QuantFormat::Kind::kFp8) {
+        PackFp8Panel(parts, first, columns, k, dtype, quant, to);
+      } else if (quant.kind == QuantFormat::Kind::kMxfp4) {
+        PackMxfp4Panel(parts, first, columns, k, quant, to);
+      } else if (quant) {
         PackQuantPanel(parts, first, columns, k, dtype, quant, to);
       } else {
         PackPanel(parts, first, columns, k, dtype, to);

@@ -19,14 +19,16 @@ std::vector<float> Randoms(Rng& rng, int64_t n, float spread) {
 
 constexpr QuantFormat kFormats[] = {{QuantFormat::Kind::kInt8, 32}, {QuantFormat::Kind::kInt8, 128},
                                     {QuantFormat::Kind::kInt8, 0},  {QuantFormat::Kind::kInt4, 32},
-                                    {QuantFormat::Kind::kInt4, 64}, {QuantFormat::Kind::kInt4, 128}};
+                                    {QuantFormat::Kind::kInt4, 64}, {QuantFormat::Kind::kInt4, 128},
+                                    {QuantFormat::Kind::kFp8, 0},   {QuantFormat::Kind::kFp8, 128}};
 
 TEST(QuantTest, NamesAreReadBack) {
   EXPECT_FALSE(*ParseQuantFormat("none"));
   EXPECT_EQ(*ParseQuantFormat("int8"), (QuantFormat{QuantFormat::Kind::kInt8, 0}));
   EXPECT_EQ(*ParseQuantFormat("int4"), (QuantFormat{QuantFormat::Kind::kInt4, 64}));
   for (const QuantFormat& format : kFormats) EXPECT_EQ(*ParseQuantFormat(Name(format)), format) << Name(format);
-  for (const char* wrong : {"", "int3", "int8:", "int8:16", "int4:channel", "INT8", "int8:32:32", "int4:-32"}) {
+  for (const char* wrong :
+       {"", "int3", "int8:", "int8:16", "int4:channel", "INT8", "int8:32:32", "int4:-32", "fp8:16", "mxfp4"}) {
     const auto format = ParseQuantFormat(wrong);
     ASSERT_FALSE(format.ok()) << wrong;
     EXPECT_NE(Message(format.status()).find("supported: none, int8, int4"), std::string::npos);
@@ -55,6 +57,31 @@ TEST(QuantTest, CodesAreTheNearest) {
   std::vector<int8_t> codes(3);
   const float zeros[3] = {0, 0, 0};
   EXPECT_EQ(QuantizeGroup(QuantFormat::Kind::kInt8, zeros, 3, codes.data()).scale, 0);
+  EXPECT_EQ(codes[0], 0);
+}
+
+TEST(QuantTest, Fp8IsTheNearestAndTiesAreEven) {
+  for (int code = 0; code < 256; ++code) {
+    const float value = Fp8E4M3ToF32(uint8_t(code));
+    if (!std::isnan(value)) {
+      ASSERT_EQ(F32ToFp8E4M3(value), code);
+    }
+  }
+  // Between neighbours a and b: what lies nearer, and from the middle the even code.
+  for (int code = 0; code < 0x7e; ++code) {
+    const double a = Fp8E4M3ToF32(uint8_t(code)), b = Fp8E4M3ToF32(uint8_t(code + 1)), middle = (a + b) / 2;
+    ASSERT_EQ(F32ToFp8E4M3(float(middle)), code % 2 == 0 ? code : code + 1) << code;
+    ASSERT_EQ(F32ToFp8E4M3(std::nextafterf(float(middle), 0)), code);
+    ASSERT_EQ(F32ToFp8E4M3(std::nextafterf(float(-middle), -1000)), 0x80 | (code + 1));
+  }
+  EXPECT_EQ(F32ToFp8E4M3(464), 0x7e);
+  for (const float beyond : {464.001f, INFINITY, NAN}) EXPECT_EQ(F32ToFp8E4M3(beyond), 0x7f);
+  uint8_t codes[3];
+  const float weights[] = {-0.7f, 0.35f, 0}, zeros[] = {0, 0, 0};
+  EXPECT_FLOAT_EQ(QuantizeFp8Group(weights, 3, codes), 0.7f / 448);
+  EXPECT_EQ(codes[0], 0xfe);
+  EXPECT_EQ(codes[1], 0x76);
+  EXPECT_EQ(QuantizeFp8Group(zeros, 3, codes), 0);
   EXPECT_EQ(codes[0], 0);
 }
 
@@ -97,7 +124,7 @@ TEST_P(QuantOnIsa, LinearIsThatOfTheReferenceInEveryShape) {
   for (int round = 0; round < 60; ++round) {
     const QuantFormat quant = kFormats[round % std::size(kFormats)];
     const int64_t outs = rng.Between(1, 100), k = rng.Chance(0.5) ? rng.Between(1, 300) : 32 * rng.Between(1, 12);
-    const int64_t rows = round % 3 == 0 ? rng.Between(1, 40) : rng.Between(1, 14);
+    const int64_t rows = round % 3 == 0 ? rng.Between(1, 130) : rng.Between(1, 14);
     const DType dtype = DType(rng.Below(3));
     SCOPED_TRACE(fmt::format("round {}: {} {} rows {} outs {} k {}", round, Name(quant), Name(dtype), rows, outs, k));
     const auto weights = Randoms(rng, outs * k, 0.3f), bias = Randoms(rng, outs, 1), in = Randoms(rng, rows * k, 2);
@@ -152,6 +179,86 @@ TEST_P(QuantOnIsa, RowsAreQuantisedAsDefined) {
         ASSERT_NEAR(sums[b / 2 * stride], group_sum, 1e-5 * std::abs(group_sum) + 1e-6 * scale);
       }
     }
+  }
+}
+
+// Runs a weight of codes, without bias.
+std::vector<float> RunCodes(Device& device, const HostMatrix& matrix, const std::vector<float>& in) {
+  const Weight weight = *device.PackLinear({&matrix, 1}, DType::kBF16, matrix.quant);
+  const int64_t rows = int64_t(in.size()) / matrix.cols;
+  auto* x = static_cast<float*>(*device.Allocate(in.size() * 4, "x"));
+  auto* y = static_cast<float*>(*device.Allocate(size_t(rows * matrix.rows) * 4, "y"));
+  device.CopyToDevice(x, in.data(), in.size() * 4);
+  device.Linear(x, int(rows), weight, nullptr, y);
+  std::vector<float> out(static_cast<size_t>(rows * matrix.rows));
+  device.CopyToHost(out.data(), y, out.size() * 4);
+  return out;
+}
+
+TEST_P(QuantOnIsa, EveryFp8CodeIsDecoded) {
+  const auto device = Make(1), reference = MakeReferenceDevice();
+  std::vector<uint8_t> codes(256 * 2);
+  for (int i = 0; i < 256; ++i) codes[size_t(2 * i)] = uint8_t(i), codes[size_t(2 * i + 1)] = uint8_t(255 - i);
+  const std::vector<float> scales(256, 0.5f);
+  const HostMatrix matrix = {codes.data(), DType::kF32, 256, 2, "w", {QuantFormat::Kind::kFp8, 0}, scales.data()};
+  const std::vector<float> in = {1, 0, 0, 1};  // each column alone; zero times NaN is NaN
+  for (Device* each : {device.get(), reference.get()}) {
+    const auto out = RunCodes(*each, matrix, in);
+    for (int i = 0; i < 256; ++i) {
+      const float first = Fp8E4M3ToF32(uint8_t(i)), second = Fp8E4M3ToF32(uint8_t(255 - i));
+      if (std::isnan(first) || std::isnan(second)) {
+        ASSERT_TRUE(std::isnan(out[size_t(i)]) && std::isnan(out[size_t(256 + i)])) << i;
+      } else {
+        ASSERT_EQ(out[size_t(i)], first / 2) << i;
+        ASSERT_EQ(out[size_t(256 + i)], second / 2) << i;
+      }
+    }
+  }
+}
+
+// The same bits as a bfloat16 weight of the values it stands for.
+TEST_P(QuantOnIsa, Mxfp4IsTheBfloat16WeightItStandsFor) {
+  const auto one = Make(1), three = Make(3), reference = MakeReferenceDevice();
+  Rng rng(5);
+  for (int round = 0; round < 30; ++round) {
+    const int64_t outs = rng.Between(1, 100), k = round % 3 == 0 ? rng.Between(1, 200) : 32 * rng.Between(1, 20);
+    const int64_t rows = round % 2 == 0 ? rng.Between(1, 120) : rng.Between(1, 13), groups = (k + 31) / 32;
+    SCOPED_TRACE(fmt::format("round {}: rows {} outs {} k {}", round, rows, outs, k));
+    std::vector<uint8_t> codes(static_cast<size_t>(outs * k));
+    std::vector<float> scales(static_cast<size_t>(outs * groups)), values(codes.size());
+    for (float& scale : scales) scale = std::ldexp(1.0f, int(rng.Between(-30, -2)));
+    if (round % 5 == 0) scales[0] = 0x1p-127f;  // as good as zero
+    for (size_t i = 0; i < codes.size(); ++i) {
+      codes[i] = uint8_t(rng.Below(16));
+      const float scale = scales[i / size_t(k) * size_t(groups) + i % size_t(k) / 32];
+      values[i] = scale < 0x1p-126f ? 0 : scale * Fp4E2M1ToF32(codes[i]);
+    }
+    const HostMatrix coded = {codes.data(), DType::kF32, outs, k, "w", {QuantFormat::Kind::kMxfp4, 32}, scales.data()};
+    const HostMatrix plain = {values.data(), DType::kF32, outs, k, "w"};
+    const auto in = Randoms(rng, rows * k, 2);
+    const auto got = RunCodes(*one, coded, in), want = RunCodes(*one, plain, in), threads = RunCodes(*three, coded, in);
+    const auto exact = RunCodes(*reference, coded, in);
+    for (size_t i = 0; i < got.size(); ++i) {
+      ASSERT_EQ(std::bit_cast<uint32_t>(got[i] + 0.0f), std::bit_cast<uint32_t>(want[i] + 0.0f)) << i;
+      ASSERT_EQ(std::bit_cast<uint32_t>(got[i]), std::bit_cast<uint32_t>(threads[i])) << i;
+      ASSERT_NEAR(got[i], exact[i], 1e-4 * (1 + std::abs(exact[i]))) << i;
+    }
+  }
+}
+
+TEST_P(QuantOnIsa, Mxfp4ScalesThatDoNotFitAreRefused) {
+  const uint8_t codes[32] = {};
+  for (Device* device : {Make(1).release(), MakeReferenceDevice().release()}) {
+    for (const float scale : {0.0f, 3.0f, -1.0f, NAN, INFINITY, 0x1p126f}) {
+      const HostMatrix matrix = {codes, DType::kF32, 1, 32, "w", {QuantFormat::Kind::kMxfp4, 32}, &scale};
+      const auto weight = device->PackLinear({&matrix, 1}, DType::kBF16, matrix.quant);
+      ASSERT_FALSE(weight.ok()) << scale;
+      EXPECT_NE(Message(weight.status()).find("'w' has the mxfp4 scale"), std::string::npos);
+    }
+    const float values[32] = {};
+    const HostMatrix plain = {values, DType::kF32, 1, 32, "w"};
+    EXPECT_FALSE(device->PackLinear({&plain, 1}, DType::kBF16, {QuantFormat::Kind::kMxfp4, 32}).ok());
+    delete device;
   }
 }
 

@@ -155,8 +155,13 @@ TEST(TrainedModels, QuantisedAreNearlyAsGood) {
     const json golden = json::parse(Slurp(entry.path() / "golden.json"));
     const std::vector<int32_t> ids = golden["perplexity"]["ids"];
     const double full = golden["perplexity"]["mean_nll"];
-    for (const auto& [format, most] :
-         {std::pair{"int8", 0.01}, {"int8:32", 0.01}, {"int4:32", 0.1}, {"int4", 0.15}, {"int4:128", 0.25}}) {
+    for (const auto& [format, most] : {std::pair{"int8", 0.01},
+                                       {"int8:32", 0.01},
+                                       {"fp8", 0.02},
+                                       {"fp8:128", 0.02},
+                                       {"int4:32", 0.1},
+                                       {"int4", 0.15},
+                                       {"int4:128", 0.25}}) {
       Loaded loaded;
       ASSERT_NO_FATAL_FAILURE(LoadOrFail(entry.path(), CpuIsaNames()[0], {.quantization = *ParseQuantFormat(format)}, &loaded));
       const double loss = MeanNll(loaded, ids) - full;
@@ -287,16 +292,16 @@ const std::map<std::string, std::string> kQuantized = {
     {"compressed-w8a16", "int8:channel (from compressed-tensors)"},
     {"compressed-w8a8", "int8:channel (from compressed-tensors)"},
     {"compressed-w8a8-asym", "float32 (from compressed-tensors)"},
-    {"compressed-fp8", "float32 (from compressed-tensors)"},
-    {"compressed-fp8-tensor", "float32 (from compressed-tensors)"},
-    {"compressed-fp8-block", "float32 (from compressed-tensors)"},
-    {"fp8", "float32 (from fp8)"},
+    {"compressed-fp8", "fp8:channel (from compressed-tensors)"},
+    {"compressed-fp8-tensor", "fp8:channel (from compressed-tensors)"},
+    {"compressed-fp8-block", "fp8:32 (from compressed-tensors)"},
+    {"fp8", "fp8:channel (from fp8)"},
     {"fp8-block", "float32 (from fp8)"},
-    {"fbgemm-fp8", "float32 (from fbgemm_fp8)"},
+    {"fbgemm-fp8", "fp8:channel in 7, bfloat16 in 1 linear weights (from fbgemm_fp8)"},
 };
 
-// As values they are what transformers computes from the same values, and as codes no further off than activations of 8 bits make
-// them: the weights themselves are exact.
+// As values they are what transformers computes from the same values, and as codes no further off than activations of 8 bits, or
+// of bfloat16 where the codes are floats, make them: the weights themselves are exact.
 TEST_P(OnDevice, QuantizedCheckpointsMatchTransformers) {
   size_t folders = 0;
   for (const auto& entry : stdfs::directory_iterator(kQuantizedFolder)) folders += stdfs::is_directory(entry);
@@ -312,7 +317,8 @@ TEST_P(OnDevice, QuantizedCheckpointsMatchTransformers) {
       SCOPED_TRACE(prompt["length"].get<int>());
       ASSERT_NO_FATAL_FAILURE(CheckTinyPrompt(plain, prompt, prompt, 1e-3, true));
     }
-    ASSERT_NO_FATAL_FAILURE(LoadOrFail(dir, GetParam(), {.dtype = DType::kF32}, &stored));
+    const DType dtype = formats.find("fp8:") != std::string::npos ? DType::kBF16 : DType::kF32;
+    ASSERT_NO_FATAL_FAILURE(LoadOrFail(dir, GetParam(), {.dtype = dtype}, &stored));
     EXPECT_EQ(stored.model->formats(), formats);
     EXPECT_NE(stored.model->fingerprint(), formats.starts_with("float32 (") ? "" : plain.model->fingerprint());
     const json& prompt = golden["prompts"][2];
@@ -334,6 +340,23 @@ TEST_P(OnDevice, QuantizedCheckpointsMatchTransformers) {
     EXPECT_LT(worst, exact ? 1e-4 : 0.05);
     EXPECT_LT(std::sqrt(squares / count), exact ? 1e-5 : 0.01);
   }
+}
+
+// The experts of gpt-oss stay MXFP4 in a model of bfloat16, and nothing changes by it; in another type they become values.
+TEST_P(OnDevice, Mxfp4ExpertsStayAsTheyAre) {
+  const std::string dir = KVASIR_SOURCE_DIR "/tests/data/families/gpt-oss-mxfp4";
+  Loaded kept, values, wide;
+  ASSERT_NO_FATAL_FAILURE(LoadOrFail(dir, GetParam(), {.dtype = DType::kBF16}, &kept));
+  ASSERT_NO_FATAL_FAILURE(LoadOrFail(dir, GetParam(), {.dtype = DType::kBF16, .quantization = QuantFormat()}, &values));
+  ASSERT_NO_FATAL_FAILURE(LoadOrFail(dir, GetParam(), {.dtype = DType::kF32}, &wide));
+  EXPECT_NE(kept.model->formats().find("mxfp4 in "), std::string::npos) << kept.model->formats();
+  EXPECT_EQ(values.model->formats(), "bfloat16");
+  EXPECT_EQ(wide.model->formats(), "float32");
+  const json golden = json::parse(Slurp(dir + "/golden.json"));
+  const std::vector<int32_t> ids = golden["prompts"][2]["prompt_ids"];
+  SequenceRunner a(kept.model.get(), kept.device.get(), static_cast<int>(ids.size())),
+      b(values.model.get(), values.device.get(), static_cast<int>(ids.size()));
+  EXPECT_EQ(a.Run(ids, 7), b.Run(ids, 7));
 }
 
 // Both spellings of config.json are the same model.

@@ -187,6 +187,30 @@ TEST(QuantizedTensors, CodesStandForTheValues) {
   EXPECT_GT(written, 50);
 }
 
+TEST(QuantizedTensors, Mxfp4IsReadFromTheRowsAskedFor) {
+  // Two rows of 64 are there, the second is asked for, and only its scales were read: 2^0 and 2^-9.
+  StoredQuant stored = {
+      .form = CodeForm::kMxfp4, .bits = 4, .rows = 2, .cols = 64, .group = 32, .groups = 2, .scale_type = ScaleType::kE8M0};
+  std::vector<std::byte> blocks(32);
+  const std::byte scales[] = {std::byte{127}, std::byte{118}};
+  for (int i = 0; i < 32; ++i) blocks[size_t(i)] = std::byte(((2 * i + 1) % 16) << 4 | (2 * i) % 16);
+  const UnpackedQuant unpacked = Unpack(stored, {blocks.data(), scales, nullptr, 1}, 1, 1);
+  const float values[16] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
+  float out[64];
+  WriteValues(stored, unpacked, DType::kF32, reinterpret_cast<std::byte*>(out));
+  for (int i = 0; i < 64; ++i) {
+    EXPECT_EQ(out[i], values[i % 16] * (i < 32 ? 1.0f : 0x1p-9f)) << i;
+    EXPECT_EQ(std::signbit(out[i]), i % 16 >= 8) << i;
+  }
+  ASSERT_EQ(ExactFormat(stored), (QuantFormat{QuantFormat::Kind::kMxfp4, 32}));
+  int8_t codes[64];
+  float written[2];
+  ASSERT_EQ(WriteCodes(stored, unpacked, ExactFormat(stored), {}, {}, codes, written, nullptr), OkStatus());
+  for (int i = 0; i < 64; ++i) EXPECT_EQ(codes[i], i % 16);
+  EXPECT_EQ(written[0], 1);
+  EXPECT_EQ(written[1], 0x1p-9f);
+}
+
 TEST(QuantizedTensors, ScalesThatDoNotFitAreRefused) {
   const StoredQuant stored = {.form = CodeForm::kInt8, .rows = 1, .cols = 4};
   int8_t codes[4];

@@ -61,28 +61,5 @@ TEST(RowOrders, HeadwiseAndAlternating) {
   EXPECT_THAT(AlternatingRows(3), ElementsAre(0, 2, 4, 1, 3, 5));
 }
 
-TEST(Mxfp4, WidensEveryCodeExactly) {
-  // Codes 0..15 twice, with scales 2^0 and 2^-9.
-  std::vector<std::byte> blocks(32), scales = {std::byte{127}, std::byte{118}};
-  for (int i = 0; i < 32; ++i) blocks[i] = std::byte(((2 * i + 1) % 16) << 4 | (2 * i) % 16);
-  std::vector<uint16_t> out(64);
-  WidenMxfp4(blocks.data(), scales.data(), 2, reinterpret_cast<std::byte*>(out.data()));
-  const float codes[16] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
-  for (int i = 0; i < 64; ++i) {
-    const float value = BF16ToF32(out[i]), expected = codes[i % 16] * (i < 32 ? 1.0f : std::ldexp(1.0f, -9));
-    EXPECT_EQ(value, expected) << i;
-    EXPECT_EQ(std::signbit(value), std::signbit(expected)) << i;
-  }
-}
-
-TEST(Mxfp4, ExtremeScales) {
-  const std::vector<std::byte> blocks(32, std::byte{0x77});  // 6.0
-  const std::vector<std::byte> scales = {std::byte{0}, std::byte{254}};
-  std::vector<uint16_t> out(64);
-  WidenMxfp4(blocks.data(), scales.data(), 2, reinterpret_cast<std::byte*>(out.data()));
-  EXPECT_EQ(BF16ToF32(out[0]), std::ldexp(6.0f, -127));
-  EXPECT_EQ(BF16ToF32(out[32]), std::numeric_limits<float>::infinity()) << "6 * 2^127 is beyond bfloat16";
-}
-
 }  // namespace
 }  // namespace kvasir
