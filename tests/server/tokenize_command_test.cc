@@ -3,6 +3,7 @@
 
 #include <gmock/gmock.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -24,8 +25,9 @@ fs::path Data(const std::string& name) {
 class Folder {
  public:
   explicit Folder(const std::vector<fs::path>& files) {
-    path_ = fs::path(testing::TempDir()) / ("tokenize_" + std::to_string(reinterpret_cast<uintptr_t>(this)));
-    fs::create_directories(path_);
+    std::string made = (fs::path(testing::TempDir()) / "tokenize_XXXXXX").string();
+    KVASIR_CHECK(mkdtemp(made.data()) != nullptr, "cannot make {}", made);
+    path_ = made;
     for (const fs::path& file : files) fs::copy_file(file, path_ / file.filename());
   }
   ~Folder() {
