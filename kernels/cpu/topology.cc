@@ -148,7 +148,7 @@ int CgroupQuota(const std::string& root) {
       const double quota = QuotaOf(root + mount + path, version_2);
       if (quota > 0 && (least == 0 || quota < least)) least = quota;
       if (path.empty()) return;
-      path.resize(path.find_last_of('/'));
+      path.erase(std::min(path.size(), path.rfind('/')));
     }
   };
   look("/sys/fs/cgroup", "", true);
