@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
-"""A running server under conversations and idle connections (ids c5 and c6), with nothing but the standard library.
+"""A running server under conversations, idle connections (ids c5 and c6) and long texts, with nothing but the standard library.
 
   python3 bench/serving.py --model build/models/110m [--json]
 
 c5: decoding of 4 streams with 1,000 idle connections open, over the same without them, and what an idle connection costs in memory.
+    Also: the same 4 streams while a client has texts of 350 KB tokenized one after another.
 c6: 64 users with 8 turns each and a shared system prompt of 512 tokens: prefix hits over those of a cache without limit, with room
 for all and with half of it; and the time to a first token of a prompt of 2,048 tokens met before, over the first time.
 """
 import argparse
 import concurrent.futures
+import functools
 import http.client
 import json
 import os
@@ -18,6 +20,7 @@ import re
 import socket
 import statistics
 import subprocess
+import threading
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -124,13 +127,44 @@ def emit(args, case_id, name, value, unit, ceiling, ratio):
         print(f"{case_id:4} {name:64} {value:10.4g} {unit:8} of {ceiling:8.4g}  ratio {ratio:.3f}", flush=True)
 
 
-def idle_connections(args, server):
-    def streams():
-        start = time.perf_counter()
-        with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            tokens = sum(len(ids) for ids in pool.map(lambda i: server.complete([1000 + i] * 24, args.stream_tokens), range(4)))
-        return tokens / (time.perf_counter() - start)
+def stream_rate(args, server):
+    """Tokens per second of 4 streams."""
+    start = time.perf_counter()
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        tokens = sum(len(ids) for ids in pool.map(lambda i: server.complete([1000 + i] * 24, args.stream_tokens), range(4)))
+    return tokens / (time.perf_counter() - start)
 
+
+def long_texts(args, server):
+    body = {"prompt": "The quick brown fox jumps over the lazy dog, and then some 12345 more things happened. " * 4000}
+    wanted, ended, texts = threading.Event(), threading.Event(), []
+
+    def tokenize():
+        while not ended.is_set():
+            if wanted.wait(0.05):
+                texts.append(server.request("POST", "/tokenize", body)[0])
+
+    client = threading.Thread(target=tokenize)
+    client.start()
+    alone, beside, rates = [], [], []
+    stream_rate(args, server)
+    for _ in range(args.repetitions):
+        alone.append(stream_rate(args, server))
+        wanted.set()
+        start, count = time.perf_counter(), len(texts)
+        beside.append(stream_rate(args, server))
+        rates.append((len(texts) - count) / (time.perf_counter() - start))
+        wanted.clear()
+        time.sleep(0.2)
+    ended.set()
+    client.join()
+    ratio = statistics.median(b / a for a, b in zip(alone, beside))
+    name = f"4 streams beside {statistics.median(rates):.0f} texts of 350 KB tokenized per second"
+    emit(args, "", name, statistics.median(beside), "tok/s", statistics.median(alone), ratio)
+
+
+def idle_connections(args, server):
+    streams = functools.partial(stream_rate, args, server)
     streams()
     alone, beside, before = [], [], server.resident_bytes()
     cost = 0
@@ -156,9 +190,13 @@ def main():
     parser.add_argument("--stream-tokens", type=int, default=200)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--kvasir", type=pathlib.Path, default=ROOT / "build/release/kvasir")
+    parser.add_argument("--only-long-texts", action="store_true")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     with Server(args, "--kv-cache-memory-bytes", "1g") as server:
+        long_texts(args, server)
+        if args.only_long_texts:
+            return
         idle_connections(args, server)
         cold, warm = [], []
         for i in range(args.repetitions):

@@ -407,7 +407,7 @@ void HttpRoutes::HandlePost(std::shared_ptr<HttpRequest> request, const std::sha
                      action != Action::kRender && action != Action::kRenderText && action != Action::kRenderCompletion;
   if (quick) return parse()();
   const auto loop = exchange->loop();
-  const bool taken = service->workers().Post([parse = std::move(parse), loop] { loop->Post(parse()); });
+  const bool taken = service->workers(request->body.size()).Post([parse = std::move(parse), loop] { loop->Post(parse()); });
   if (!taken) {
     exchange->Respond(ErrorResponse({.code = ErrorCode::kServerBusy,
                                      .message = "Too many long requests are being read; retry in a moment.",

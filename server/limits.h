@@ -33,7 +33,8 @@ struct ServerLimits {
   // Work before the engine.
   int worker_threads = 2;
   size_t worker_queue = 4096;
-  size_t inline_prompt_bytes = 4096;  // longer prompts, and all chats, are prepared on a worker
+  size_t inline_prompt_bytes = 4096;            // longer prompts, and all chats, are prepared on a worker
+  size_t long_prompt_bytes = size_t{64} << 10;  // longer ones on a worker of low priority: they take milliseconds
 };
 
 }  // namespace kvasir

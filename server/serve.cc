@@ -173,13 +173,16 @@ class StatsLine {
   EngineStats last_;
 };
 
-// Until a signal (true) or the engine's death (false).
+// Until a signal (true) or the engine's death (false). A process that was stopped for a while (SIGSTOP, a paused container or
+// machine) finds the step it was in too long when it goes on: that passes with the step, so it is asked for a few seconds.
 bool RunUntilSignal(const Signals& signals, const Engine& engine, bool log_stats) {
-  constexpr int kStatsSeconds = 10;
+  constexpr int kStatsSeconds = 10, kPatience = 3;
   StatsLine stats;
+  int unhealthy = 0;
   for (int64_t second = 1;; ++second) {
     if (signals.Wait(1000) != 0) return true;
-    if (!engine.Healthy()) return false;
+    unhealthy = engine.Healthy() ? 0 : unhealthy + 1;
+    if (unhealthy >= kPatience) return false;
     if (log_stats && second % kStatsSeconds == 0) stats.Print(engine.Stats(), kStatsSeconds);
   }
 }

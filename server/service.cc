@@ -28,6 +28,28 @@ ApiError Invalid(std::string param, std::string message) {
   return {.code = ErrorCode::kInvalidRequest, .message = std::move(message), .param = std::move(param)};
 }
 
+// A weight of about a tenth beside the engine's threads.
+constexpr int kLongNiceness = 10;
+
+// How long the text is that preparing a request reads, about.
+size_t TextBytes(const GenerateRequest& request) {
+  if (const auto* text = std::get_if<std::string>(&request.prompt)) return text->size();
+  const auto* chat = std::get_if<ChatInput>(&request.prompt);
+  if (chat == nullptr) return 0;
+  size_t bytes = 0;
+  const auto count = [&bytes](const nlohmann::ordered_json& object, const char* key) {
+    const auto it = object.find(key);
+    if (it != object.end() && it->is_string()) bytes += it->get_ref<const std::string&>().size();
+  };
+  for (const auto& message : chat->messages) {
+    count(message, "content");
+    const auto parts = message.find("content");
+    if (parts == message.end() || !parts->is_array()) continue;
+    for (const auto& part : *parts) count(part, "text");
+  }
+  return bytes;
+}
+
 }  // namespace
 
 Service::Service(ServiceConfig config)
@@ -36,7 +58,8 @@ Service::Service(ServiceConfig config)
       secret_(RandomBytes(32)),
       next_seed_(config_.seed != 0 ? config_.seed : RandomU64()),
       metrics_(config_.engine->config().limits.max_model_len),
-      workers_(config_.limits.worker_threads, config_.limits.worker_queue) {
+      workers_(config_.limits.worker_threads, config_.limits.worker_queue),
+      long_workers_(config_.limits.worker_threads, config_.limits.worker_queue, kLongNiceness) {
   KVASIR_CHECK(!config_.model.names.empty(), "a model needs a name");
 }
 
@@ -75,8 +98,9 @@ std::shared_ptr<Call> Service::Generate(GenerateRequest request, std::shared_ptr
     Prepare(call, std::move(request));
     return call;
   }
+  const size_t bytes = TextBytes(request);
   auto shared = std::make_shared<GenerateRequest>(std::move(request));
-  if (!workers_.Post([this, call, shared] { Prepare(call, std::move(*shared)); })) {
+  if (!workers(bytes).Post([this, call, shared] { Prepare(call, std::move(*shared)); })) {
     call->Refuse({.code = ErrorCode::kServerBusy,
                   .message = "Too many long prompts are being prepared; retry in a moment.",
                   .retry_after_seconds = 2});

@@ -133,7 +133,7 @@ class Service {
 
   std::shared_ptr<Call> Generate(GenerateRequest request, std::shared_ptr<CallLoop> loop, std::shared_ptr<ResponseSink> sink);
 
-  // Pure and thread-safe, but slow for long input: run them on workers().
+  // Pure and thread-safe, but slow for long input: run them on workers.
   StatusOr<std::vector<int32_t>> Tokenize(const std::variant<std::string, ChatInput>& input,
                                           std::optional<bool> add_special_tokens) const;
   StatusOr<std::string> Detokenize(std::span<const int32_t> ids, bool skip_special_tokens) const;
@@ -151,7 +151,8 @@ class Service {
   const ModelInfo& model() const { return config_.model; }
   int64_t max_model_len() const { return config_.engine->config().limits.max_model_len; }
   const Tokenizer& tokenizer() const { return *config_.tokenizer; }
-  WorkerPool& workers() { return workers_; }
+  // Those for a text of so many bytes.
+  WorkerPool& workers(size_t text_bytes) { return text_bytes > config_.limits.long_prompt_bytes ? long_workers_ : workers_; }
   ServerMetrics& metrics() { return metrics_; }
   int64_t uptime_seconds() const { return (config_.clock->NowMicros() - started_micros_) / 1'000'000; }
 
@@ -171,7 +172,7 @@ class Service {
   std::atomic<int64_t> open_calls_{0};
   std::atomic<uint64_t> next_seed_;
   ServerMetrics metrics_;
-  WorkerPool workers_;  // last: its threads use the rest
+  WorkerPool workers_, long_workers_;  // last: their threads use the rest
 };
 
 }  // namespace kvasir

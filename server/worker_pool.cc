@@ -1,9 +1,18 @@
 #include "server/worker_pool.h"
 
+#include <sys/resource.h>
+#include <unistd.h>
+
 namespace kvasir {
 
-WorkerPool::WorkerPool(int threads, size_t max_queue) : max_queue_(max_queue) {
-  for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { Run(); });
+WorkerPool::WorkerPool(int threads, size_t max_queue, int niceness) : max_queue_(max_queue) {
+  for (int i = 0; i < threads; ++i) {
+    threads_.emplace_back([this, niceness] {
+      const id_t self = id_t(gettid());  // on Linux, a priority is a thread's
+      if (niceness != 0 && niceness > getpriority(PRIO_PROCESS, self)) setpriority(PRIO_PROCESS, self, niceness);
+      Run();
+    });
+  }
 }
 
 WorkerPool::~WorkerPool() {

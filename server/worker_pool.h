@@ -1,5 +1,7 @@
 // WorkerPool: a few threads for work that would hold up an I/O thread: chat templates, tokenization and parsing of long input.
 // The queue is bounded; when it is full, Post refuses and the caller answers "server busy".
+// A pool for work that takes many milliseconds is made with a niceness: on a machine where all CPUs compute, one client that
+// sends long texts would otherwise take as much from the streams of all others as the scheduler finds fair.
 #pragma once
 
 #include <condition_variable>
@@ -15,7 +17,7 @@ namespace kvasir {
 
 class WorkerPool {
  public:
-  WorkerPool(int threads, size_t max_queue);
+  WorkerPool(int threads, size_t max_queue, int niceness = 0);
   ~WorkerPool();  // finishes what is queued
   WorkerPool(const WorkerPool&) = delete;
   WorkerPool& operator=(const WorkerPool&) = delete;
