@@ -80,7 +80,7 @@ def main():
                  "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
                  "post_processor": None, "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
                  "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
-                           "fuse_unk": False, "byte_fallback": False, "vocab": {c: b for b, c in byte_alphabet().items()}, "merges": []}}
+                           "fuse_unk": False, "byte_fallback": False, "vocab": {**{c: b for b, c in byte_alphabet().items()}, **{f"t{i}": i for i in range(256, vocab)}}, "merges": []}}
     (args.out / "tokenizer.json").write_text(json.dumps(tokenizer))
     print(f"{args.out}: {offset / 1e6:.1f} MB of weights")
 

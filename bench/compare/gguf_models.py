@@ -43,7 +43,8 @@ def gguf_name(name):
 def write_gguf(folder, path, file_format):
     import gguf
 
-    types = {"bf16": gguf.GGMLQuantizationType.BF16, "q8_0": gguf.GGMLQuantizationType.Q8_0, "q4_0": gguf.GGMLQuantizationType.Q4_0}
+    types = {"bf16": gguf.GGMLQuantizationType.BF16, "q8_0": gguf.GGMLQuantizationType.Q8_0, "q4_0": gguf.GGMLQuantizationType.Q4_0,
+             "f16": gguf.GGMLQuantizationType.F16}
     folder, path = pathlib.Path(folder), pathlib.Path(path)
     config = json.loads((folder / "config.json").read_text())
     partial = path.with_suffix(".part")
@@ -55,6 +56,12 @@ def write_gguf(folder, path, file_format):
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_file_type({"bf16": gguf.LlamaFileType.MOSTLY_BF16, "f16": gguf.LlamaFileType.MOSTLY_F16, "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+                          "q4_0": gguf.LlamaFileType.MOSTLY_Q4_0}[file_format])
+    writer.add_key_length(config["hidden_size"] // config["num_attention_heads"])
+    writer.add_value_length(config["hidden_size"] // config["num_attention_heads"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
     writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_vocab_size(config["vocab_size"])
