@@ -34,7 +34,7 @@ TEST(ThreadTeam, WorkersAreHeldToTheirProcessorsAndTheFirstThreadIsNot) {
   EXPECT_EQ(ran[1], std::vector<int>{all.back()});
   EXPECT_EQ(ran[2].front(), all.front());
   EXPECT_EQ(ran[2].back(), all.back());
-  std::thread([&] { team.ParallelFor(3, 1, [&](int64_t, int64_t, int worker) { ran[worker] = MayRunOn(); }); }).join();
+  std::thread([&] { team.Run([&](int worker) { ran[worker] = MayRunOn(); }); }).join();
   EXPECT_EQ(ran[0], std::vector<int>{all.front()});
   EXPECT_EQ(MayRunOn(), all);
 }
