@@ -6,12 +6,12 @@
   {"op": "free"}
 """
 import ctypes
-import json
 import random
-import sys
 import time
 
 import llama_cpp as lib
+
+import peer_process
 
 UBATCH, BATCH = 512, 2048
 
@@ -91,16 +91,5 @@ class Peer:
         return {"tokens": tokens, "margins": margins}
 
 
-def main():
-    peer = Peer()
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            answer = getattr(peer, request.pop("op"))(**request) or {}
-        except Exception as error:  # told to whoever asked
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    peer_process.serve(Peer())

@@ -4,16 +4,16 @@ It reads GGUF files of f16, q8_0 and q4_0 weights, which it computes with in bfl
 one is kept beside it, and loaded without a tokenizer: prompts are token ids. A run is timed twice, for the prompt and one token, and with
 the other tokens; what decoding takes is the difference.
 """
-import json
 import os
 import pathlib
 import random
-import sys
 import time
 
 import numpy
 import openvino
 import openvino_genai
+
+import peer_process
 
 
 class Peer:
@@ -58,16 +58,5 @@ class Peer:
         return {"prefill_tok_s": batch * prompt / first, "decode_tok_s": batch * decode / more if decode else 0}
 
 
-def main():
-    peer = Peer()
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            answer = getattr(peer, request.pop("op"))(**request) or {}
-        except Exception as error:  # told to whoever asked
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    peer_process.serve(Peer())

@@ -2,13 +2,13 @@
 
 Steps of its model with its own cache, the most likely token taken each time: what generate() does, without what else that costs.
 """
-import json
 import random
-import sys
 import time
 
 import torch
 import transformers
+
+import peer_process
 
 
 class Peer:
@@ -33,16 +33,5 @@ class Peer:
         return {"prefill_tok_s": batch * prompt / prefill, "decode_tok_s": batch * decode / seconds if decode else 0}
 
 
-def main():
-    peer = Peer()
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            answer = getattr(peer, request.pop("op"))(**request) or {}
-        except Exception as error:  # told to whoever asked
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    peer_process.serve(Peer())

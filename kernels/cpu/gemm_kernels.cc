@@ -13,6 +13,7 @@
 
 #include "kernels/cpu/decode_kernels.h"
 #include "kernels/cpu/simd.h"
+#include "kernels/cpu/tile_kernels.h"
 
 namespace kvasir::KVASIR_ISA {
 namespace {
@@ -60,54 +61,6 @@ struct Rows {
 
 constexpr int kUnitsAtOnce = 4;           // units (elements of k, or pairs) between two looks at what to fetch
 constexpr int64_t kStepBytes = 64 << 10;  // of a panel, about: steps are of nearly equal length
-
-// What the strips of a step fetch for the next one, each its share, some lines every few units.
-struct Ahead {
-  const char* from = nullptr;
-  int lines = 0;
-  inline __attribute__((always_inline)) void Fetch() {
-    for (int i = 0; i < lines; ++i, from += 64) __builtin_prefetch(from);
-  }
-};
-
-// The first `count` columns of a vector that reaches over the weight's last column.
-__attribute__((noinline)) void StoreTail(Vec v, const float* bias, float* out, int count) {
-  float part[kLanes];
-  Store(part, v);
-  for (int j = 0; j < count; ++j) out[j] = bias != nullptr ? part[j] + bias[j] : part[j];
-}
-
-template <int MR, int NV>
-inline __attribute__((always_inline)) void LoadSums(Vec (&sums)[MR][NV], const float* acc) {
-#pragma GCC unroll 12
-  for (int r = 0; r < MR; ++r) {
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) sums[r][v] = Load(acc + r * kPanelColumns + v * kLanes);
-  }
-}
-
-template <int MR, int NV>
-inline __attribute__((always_inline)) void StoreSums(const Vec (&sums)[MR][NV], float* acc) {
-#pragma GCC unroll 12
-  for (int r = 0; r < MR; ++r) {
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) Store(acc + r * kPanelColumns + v * kLanes, sums[r][v]);
-  }
-}
-
-// Adds the bias and writes rows out.
-void Finish(const float* acc, int rows, const float* bias, float* out, int64_t out_stride, int columns) {
-  for (int r = 0; r < rows; ++r, acc += kPanelColumns, out += out_stride) {
-    for (int j = 0; j < columns; j += kLanes) {
-      const int left = columns - j;
-      if (left >= kLanes) {
-        Store(out + j, bias != nullptr ? Load(acc + j) + Load(bias + j) : Load(acc + j));
-      } else {
-        StoreTail(Load(acc + j), bias != nullptr ? bias + j : nullptr, out + j, left);
-      }
-    }
-  }
-}
 
 // --- one k at a time: float32 and float16 weights ------------------------------------------------------------------
 

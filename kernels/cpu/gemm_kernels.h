@@ -9,7 +9,7 @@
 // ISA.
 //
 // Reduction order: an output element is one chain of multiply-adds over k = 0, 1, 2, ... in one float32 accumulator (bfloat16 on
-// avx512_bf16: over pairs, as the instruction defines), then the bias. It is the same chain in every tile shape. It does depend
+// avx512_bf16: over pairs, as the instruction defines), then the bias. It is the same chain in every tile shape;
 // fp8 adds up one such chain for each group, times its scale. It does depend on the ISA: avx2 and avx512 fuse multiply and add,
 // portable does not, vdpbf16ps also flushes subnormals.
 #pragma once

@@ -6,7 +6,7 @@
 // sums kept in memory between: the panel is read once from where it lies, and the strips find it in the first-level cache.
 #include "kernels/cpu/quant_kernels.h"
 
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/tile_kernels.h"
 
 namespace kvasir::KVASIR_ISA {
 namespace {
@@ -110,24 +110,6 @@ constexpr int64_t BlockBytes(Kind kind) {
 // can be cut into steps.
 enum class Scaling { kEach, kNested, kWhole };
 
-template <int MR, int NV>
-inline __attribute__((always_inline)) void LoadSums(Vec (&sums)[MR][NV], const float* acc) {
-#pragma GCC unroll 8
-  for (int r = 0; r < MR; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) sums[r][v] = Load(acc + r * kPanelColumns + v * kLanes);
-  }
-}
-
-template <int MR, int NV>
-inline __attribute__((always_inline)) void StoreSums(const Vec (&sums)[MR][NV], float* acc) {
-#pragma GCC unroll 8
-  for (int r = 0; r < MR; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) Store(acc + r * kPanelColumns + v * kLanes, sums[r][v]);
-  }
-}
-
 // The integer sums of one block: a [MR] blocks of activations, panel the block's codes.
 template <Kind kKind, int MR, int NV, int kFirst>
 inline __attribute__((always_inline)) void BlockDots(IVec (&dot)[MR][NV], const QuantBlock* a, const char* panel) {
@@ -153,16 +135,6 @@ inline __attribute__((always_inline)) void BlockDots(IVec (&dot)[MR][NV], const 
     }
   }
 }
-
-// What the strips of a step fetch for the next one, each its share, some lines with every block. Left to itself the processor
-// stops fetching a panel while the strips after the first work in the cache.
-struct Ahead {
-  const char* from = nullptr;
-  int lines = 0;  // with each block
-  inline __attribute__((always_inline)) void Fetch() {
-    for (int i = 0; i < lines; ++i, from += 64) __builtin_prefetch(from);
-  }
-};
 
 // Goes on with the float32 sums acc [MR][32], for the vectors of columns from kFirst on, over `blocks` blocks: whole groups,
 // their headers among them, or with kWhole blocks only.
@@ -324,19 +296,7 @@ void RunTile(const void* a, int rows, const void* packed, int64_t blocks, int64_
   } else {
     RunSteps<kKind, Scaling::kNested>(strips, panel, group_blocks, acc, columns);
   }
-  for (int r = 0; r < rows; ++r, out += out_stride) {
-    const float* from = acc + r * kPanelColumns;
-    for (int j = 0; j < columns; j += kLanes) {
-      Vec v = Load(from + j);
-      const int left = columns - j;
-      if (left >= kLanes) {
-        Store(out + j, bias != nullptr ? v + Load(bias + j) : v);
-      } else {
-        if (bias != nullptr) v = v + LoadPart(bias + j, left);
-        StorePart(out + j, v, left);
-      }
-    }
-  }
+  Finish(acc, rows, bias, out, out_stride, columns);
 }
 
 void QuantizeRow(const float* in, int64_t k, int64_t group_blocks, int64_t block_stride, QuantBlock* to, float* sums) {
