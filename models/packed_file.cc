@@ -200,6 +200,32 @@ Status WriteTo(int fd, const std::string& path, const std::string& key, const st
 
 }  // namespace
 
+namespace {
+
+// Maps part of a file so that an address and its place in the file are equal modulo the size of huge pages: where the page cache
+// keeps the file in huge pages (ext4 and XFS do) they are mapped whole, and weights read as fast as from anonymous ones.
+void* MapForHugePages(int fd, uint64_t offset, uint64_t bytes) {
+  constexpr uint64_t kHuge = uint64_t{2} << 20;
+  const uint64_t room = bytes + kHuge;
+  void* const reserved = mmap(nullptr, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (reserved == MAP_FAILED) return MAP_FAILED;
+  const auto begin = reinterpret_cast<uintptr_t>(reserved);
+  const uint64_t skipped = (offset % kHuge + kHuge - begin % kHuge) % kHuge;
+  void* const mapped =
+      mmap(reinterpret_cast<void*>(begin + skipped), bytes, PROT_READ, MAP_PRIVATE | MAP_FIXED, fd, off_t(offset));
+  const uint64_t page = uint64_t(sysconf(_SC_PAGESIZE)), end = (skipped + bytes + page - 1) / page * page;
+  if (mapped == MAP_FAILED) {
+    munmap(reserved, room);
+    return MAP_FAILED;
+  }
+  if (skipped > 0) munmap(reserved, skipped);
+  if (end < room) munmap(reinterpret_cast<void*>(begin + end), room - end);
+  madvise(mapped, bytes, MADV_HUGEPAGE);  // when it is read from disk, in huge pages; refused where there are none
+  return mapped;
+}
+
+}  // namespace
+
 StatusOr<std::shared_ptr<const PackedFile>> PackedFile::Open(const std::string& path, const std::string& key) {
   const Descriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
   struct stat info;
@@ -216,7 +242,7 @@ StatusOr<std::shared_ptr<const PackedFile>> PackedFile::Open(const std::string& 
 
   std::shared_ptr<PackedFile> packed(new PackedFile());
   if (head.data_bytes > 0) {
-    void* mapped = mmap(nullptr, head.data_bytes, PROT_READ, MAP_PRIVATE, file.get(), off_t(head.data_begin));
+    void* mapped = MapForHugePages(file.get(), head.data_begin, head.data_bytes);
     if (mapped == MAP_FAILED) return ResourceExhausted("{}: cannot be mapped: {}", path, std::strerror(errno));
     packed->data_ = static_cast<const std::byte*>(mapped);
     packed->mapped_bytes_ = head.data_bytes;
