@@ -50,6 +50,9 @@ function(kvasir_library name)
   target_precompile_headers(${name} PRIVATE ${KVASIR_PCH})
 endfunction()
 
+# Where tests look for their data; "." makes programs that can be carried to another copy of the tree (tools/gpu_check).
+set(KVASIR_TEST_SOURCE_DIR ${PROJECT_SOURCE_DIR} CACHE STRING "Folder of the sources, as tests see it")
+
 # kvasir_test(NAME SOURCES a_test.cc ... DEPS lib ... [LABELS l ...] [TIMEOUT s]): one GoogleTest executable, one ctest entry.
 function(kvasir_test name)
   cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;DEPS;LABELS" ${ARGN})
@@ -62,11 +65,11 @@ function(kvasir_test name)
     file(WRITE ${CMAKE_BINARY_DIR}/test_headers.cc "int main() {}\n")
     add_executable(kvasir_test_headers ${CMAKE_BINARY_DIR}/test_headers.cc)
     target_link_libraries(kvasir_test_headers PRIVATE kvasir_flags Threads::Threads fmt::fmt GTest::gtest GTest::gmock)
-    target_compile_definitions(kvasir_test_headers PRIVATE KVASIR_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+    target_compile_definitions(kvasir_test_headers PRIVATE KVASIR_SOURCE_DIR="${KVASIR_TEST_SOURCE_DIR}")
     target_precompile_headers(kvasir_test_headers PRIVATE ${KVASIR_PCH} <gtest/gtest.h> <gmock/gmock.h>)
     target_precompile_headers(${name} REUSE_FROM kvasir_test_headers)
   endif()
-  target_compile_definitions(${name} PRIVATE KVASIR_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+  target_compile_definitions(${name} PRIVATE KVASIR_SOURCE_DIR="${KVASIR_TEST_SOURCE_DIR}")
   add_test(NAME ${name} COMMAND ${name} --gtest_brief=1 WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 600)

@@ -1,5 +1,5 @@
 // The device seam: memory, packed weights and the fused ops a decoder needs. Implemented by ReferenceDevice (the oracle, naive
-// and clear), CpuDevice (SIMD, threads) and later CudaDevice. Used by models (loading and Forward) and scheduler (executor).
+// and clear), CpuDevice (SIMD, threads) and CudaDevice. Used by models (loading and Forward) and scheduler (executor).
 //
 // Contract for every op:
 //  * Buffers are device memory from Allocate. Activations are float32 [rows, width], row-major, 64-byte aligned.
@@ -29,6 +29,7 @@ struct DeviceInfo {
   std::string name;         // "cpu avx512_bf16, 2 threads"
   std::string backend;      // "cpu", "reference", "cuda"
   size_t memory_bytes = 0;  // memory the process may still take, as the system reports it
+  size_t total_bytes = 0;   // of a device with memory of its own; 0 = it computes in the host's
   std::string placement;    // what is to be said of threads and memory nodes, for the start's description; mostly empty
 };
 
@@ -126,10 +127,10 @@ struct DeltaNet {
   int key_dim = 0, value_dim = 0;
   int kernel = 1;  // tokens that the convolution sees
 
-  int64_t queries() const { return int64_t{key_heads} * key_dim; }  // width of all q, and of all k
-  int64_t values() const { return int64_t{value_heads} * value_dim; }
-  int64_t channels() const { return 2 * queries() + values(); }
-  int64_t matrix_floats() const { return values() * key_dim; }
+  constexpr int64_t queries() const { return int64_t{key_heads} * key_dim; }  // width of all q, and of all k
+  constexpr int64_t values() const { return int64_t{value_heads} * value_dim; }
+  constexpr int64_t channels() const { return 2 * queries() + values(); }
+  constexpr int64_t matrix_floats() const { return values() * key_dim; }
   int64_t state_floats() const { return matrix_floats() + (kernel - 1) * channels(); }
 };
 
@@ -178,6 +179,12 @@ class Device {
     return Unimplemented("this device keeps no packed weights");
   }
 
+  // --- a step -----------------------------------------------------------------------------------------------------
+  // What follows, until the next call, is a step over these slices and groups of KV, which stay where and as they are: a device
+  // with memory of its own takes the tables there once, not in every op. Ops are the same with it and without. No groups: no
+  // step.
+  virtual void PrepareStep(std::span<const SequenceSlice> /*slices*/, std::span<const PagedKv> /*kv*/) {}
+
   // --- ops --------------------------------------------------------------------------------------------------------
   // out[i, :] = table[ids[i], :] * scale                                     out [n, cols]
   virtual void Embed(const Weight& table, std::span<const int32_t> ids, float scale, float* out) = 0;
@@ -195,7 +202,8 @@ class Device {
   virtual void RotateSlices(float* data, int rows, const Slices& slices, std::span<const int32_t> positions,
                             const RopeTable& rope) = 0;
   // out[i, :] = in[i, :] * weight^T (+ bias).   in [rows, weight.cols], out [rows, weight.rows]. With a bfloat16 weight the
-  // inputs are rounded to bfloat16 first; products and sums are float32. Quantised weights: see quant.h.
+  // inputs are rounded to bfloat16 first, and with a float16 weight a device may round them to as many digits as float16 has;
+  // products and sums are float32. Quantised weights: see quant.h.
   virtual void Linear(const float* in, int rows, const Weight& weight, const Weight* bias, float* out) = 0;
   // qkv [rows, (Hq + 2 Hkv) * head_dim] = per row q heads, k heads, v heads. Rotates q (written to q_out [rows, Hq * head_dim])
   // and k by positions[row], and stores k and v of each slice's rows at its last num_rows slots of every (layer, head).
@@ -253,5 +261,10 @@ struct CpuDeviceOptions {
 // ISAs this machine can run, best first: "avx512_bf16", "avx512", "avx2", "portable".
 std::vector<std::string> CpuIsaNames();
 StatusOr<std::unique_ptr<Device>> MakeCpuDevice(const CpuDeviceOptions& options);
+
+// CUDA device number `index`. Unavailable, with the remedy, when there is none, or when this build is without CUDA.
+StatusOr<std::unique_ptr<Device>> MakeCudaDevice(int index = 0);
+// Whether there is a CUDA device and this build can use it.
+bool HasCudaDevice();
 
 }  // namespace kvasir

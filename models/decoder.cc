@@ -235,6 +235,7 @@ Status Decoder::Forward(const ForwardInput& input) {
   KVASIR_RETURN_IF_ERROR(CheckInput(input));
   const int32_t last_position = *std::max_element(input.positions.begin(), input.positions.end());
   for (Rotation& rotation : rotations_) RotateUpTo(rotation, last_position);
+  device_->PrepareStep(input.slices, input.kv);
   const int rows = static_cast<int>(input.token_ids.size()), hidden = static_cast<int>(config_.hidden_size);
   const float scale = config_.residual_scale;
   // residual += scale * delta; normed = norm(residual)
@@ -288,6 +289,7 @@ Status Decoder::Forward(const ForwardInput& input) {
     delta = delta_;
   }
   add_norm(delta, weights_.final_norm);
+  device_->PrepareStep({}, {});  // the tables are the caller's, and may change now
   last_rows_ = rows;
   return OkStatus();
 }

@@ -146,6 +146,11 @@ void AddSchedulerAndCacheOptions(CLI::App& app, EngineOptions& o) {
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 30))
       ->capture_default_str()
       ->group("KV cache");
+  Env(app.add_option("--gpu-memory-utilization", o.gpu_memory_utilization,
+                     "Part of a GPU's memory that weights and KV may take together; what weights leave of it is KV"))
+      ->check(CLI::Range(0.01, 1.0))
+      ->capture_default_str()
+      ->group("KV cache");
   Env(app.add_option("--kv-cache-memory-bytes", o.kv_cache_memory_bytes, "Memory for KV; 0 = chosen from what is free"))
       ->transform(Size())
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 50))

@@ -31,9 +31,10 @@ struct EngineOptions {
   int64_t max_num_seqs = 256;
   int64_t max_waiting_requests = 1024;
   int64_t long_prefill_token_threshold = 0;
-  int64_t block_size = 0;             // 0 = 16, or 256 for a model with recurrent state
-  int64_t num_blocks = 0;             // --num-gpu-blocks-override; 0 = from memory
-  int64_t kv_cache_memory_bytes = 0;  // 0 = chosen from what the machine has
+  int64_t block_size = 0;                // 0 = 16, or 256 for a model with recurrent state
+  int64_t num_blocks = 0;                // --num-gpu-blocks-override; 0 = from memory
+  double gpu_memory_utilization = 0.92;  // of a GPU's memory, for weights, activations and KV together
+  int64_t kv_cache_memory_bytes = 0;     // 0 = chosen from what the machine has
   bool enable_prefix_caching = true;
   std::string scheduling_policy = "fcfs";  // fcfs | priority
   bool reserve_to_finish = false;
@@ -109,7 +110,7 @@ struct BenchOptions {
   int64_t prompt_tokens = 256;
   int64_t decode_tokens = 64;
   int64_t repetitions = 3;
-  bool null_model = false;  // the engine's own cost instead
+  bool null_model = false;         // the engine's own cost instead
   std::vector<std::string> cases;  // of the kernels: only those with these ids; empty = all
   bool json = false;
 };

@@ -25,6 +25,7 @@ std::string DescribeOptions(const ServeOptions& o) {
   line("long-prefill-token-threshold", e.long_prefill_token_threshold);
   line("block-size", e.block_size);
   line("num-gpu-blocks-override", e.num_blocks);
+  line("gpu-memory-utilization", e.gpu_memory_utilization);
   line("kv-cache-memory-bytes", e.kv_cache_memory_bytes);
   line("enable-prefix-caching", e.enable_prefix_caching);
   line("scheduling-policy", e.scheduling_policy);

@@ -62,10 +62,18 @@ int64_t LargestChunk(const EngineOptions& options) {
   return chunk > 0 ? std::min(chunk, budget) : budget;
 }
 
+// Memory that may become KV: of the host's half of what is free, of a GPU's all that utilization leaves.
+size_t MemoryForKv(const EngineOptions& options, const DeviceInfo& device) {
+  if (device.total_bytes == 0) return device.memory_bytes / 2;
+  const auto kept_free = size_t(double(device.total_bytes) * (1 - options.gpu_memory_utilization));
+  return device.memory_bytes > kept_free ? device.memory_bytes - kept_free : 0;
+}
+
 // How many extents (with one group of layers: blocks) the KV pool gets: as flags say, else what max_num_seqs full sequences could
-// use, but at most half of the free memory.
+// use, or on a GPU all there is: what no sequence uses keeps prefixes.
 StatusOr<int64_t> ChooseNumBlocks(const EngineOptions& options, const KvArenaPlan& plan, std::span<const KvGroupShape> shapes,
-                                  int64_t max_model_len, size_t free_memory) {
+                                  int64_t max_model_len, const DeviceInfo& device) {
+  const size_t free_memory = device.memory_bytes, for_kv = MemoryForKv(options, device);
   const int64_t block_bytes = plan.extent_bytes;
   int64_t per_sequence = 0;
   for (const KvGroupShape& shape : shapes) per_sequence += ExtentsAtOnce(shape, max_model_len, LargestChunk(options));
@@ -86,12 +94,12 @@ StatusOr<int64_t> ChooseNumBlocks(const EngineOptions& options, const KvArenaPla
         FormatBytes(double(block_bytes)), shapes[0].extent_tokens, shapes.size());
   }
   // Twice the sequences' own need leaves room for prefixes to stay cached.
-  const int64_t wanted = per_sequence * std::max<int64_t>(2 * options.max_num_seqs, 16);
-  const int64_t blocks = std::min(wanted, plan.ExtentsIn(int64_t(free_memory / 2)));
+  const int64_t wanted = device.total_bytes > 0 ? INT64_MAX : per_sequence * std::max<int64_t>(2 * options.max_num_seqs, 16);
+  const int64_t blocks = std::min(wanted, plan.ExtentsIn(int64_t(for_kv)));
   if (blocks >= per_sequence) return blocks;
   return ResourceExhausted(
       "KV for one sequence of {} tokens needs {} but only {} of memory is free for it: lower --max-model-len, or free memory",
-      max_model_len, FormatBytes(double(per_sequence * block_bytes)), FormatBytes(double(free_memory) / 2));
+      max_model_len, FormatBytes(double(per_sequence * block_bytes)), FormatBytes(double(for_kv)));
 }
 
 StatusOr<std::optional<ChatTemplate>> LoadChatTemplate(const EngineOptions& options, const Tokenizer& tokenizer) {
@@ -163,8 +171,11 @@ std::string FormatBytes(double bytes) {
 
 StatusOr<std::unique_ptr<Device>> MakeDevice(const EngineOptions& options) {
   if (options.device == "reference") return MakeReferenceDevice();
-  if (options.device == "cuda") {
-    return Unimplemented("--device cuda: this build has no CUDA backend; use --device cpu");
+  if (options.device == "cuda") return MakeCudaDevice();
+  if (options.device == "auto" && HasCudaDevice()) {
+    StatusOr<std::unique_ptr<Device>> device = MakeCudaDevice();
+    if (device.ok()) return device;
+    spdlog::warn("{}", Message(device.status()));  // it says why, and computing on the CPU is what was asked for next
   }
   return MakeCpuDevice({.threads = options.threads});
 }
@@ -214,7 +225,7 @@ Status Runtime::CreateKv(const EngineOptions& options) {
   kv_layout = kv_groups[0].layout;
   const KvArenaPlan plan = PlanKvArena(configs);
   const std::vector<KvGroupShape> shapes = MakeKvShapes(kv_groups, plan);
-  KVASIR_ASSIGN_OR_RETURN(num_blocks, ChooseNumBlocks(options, plan, shapes, max_model_len, device->Info().memory_bytes));
+  KVASIR_ASSIGN_OR_RETURN(num_blocks, ChooseNumBlocks(options, plan, shapes, max_model_len, device->Info()));
   pool_tokens = LongestText(shapes, num_blocks, LargestChunk(options), num_blocks * int64_t{shapes[0].extent_tokens});
   for (const KvGroupShape& shape : shapes) {  // windows only: any length fits once the windows do
     if (shape.window_tokens == 0) break;

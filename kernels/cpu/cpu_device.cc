@@ -46,7 +46,7 @@ DeviceInfo CpuDevice::Info() const {
       placement += fmt::format(", over which memory cannot be spread here ({})", memory_.interleave_failure());
   }
   return {fmt::format("cpu {}, {} thread{}", kernels_.name, team_.size(), team_.size() == 1 ? "" : "s"), "cpu",
-          memory_.Available(), std::move(placement)};
+          memory_.Available(), 0, std::move(placement)};
 }
 
 StatusOr<void*> CpuDevice::Allocate(size_t bytes, std::string_view what) {

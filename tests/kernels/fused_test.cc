@@ -153,7 +153,7 @@ TEST_P(FusedTest, RopeRotatesHalvesAndAppends) {
     const PagedKv kv = {base, layout.block_bytes(), layout, {&sequence, 1}};
     const SequenceSlice slice = {0, rows, 0};
     float* q = Upload(std::vector<float>(size_t(rows) * hq * d));
-    device_->RopeAppend(Upload(qkv), positions, {cos.data(), sin.data(), c.rotary_dim, 50}, hq, 0, {&slice, 1}, kv, q);
+    device_->RopeAppend(Upload(qkv), positions, {Upload(cos), Upload(sin), c.rotary_dim, 50}, hq, 0, {&slice, 1}, kv, q);
 
     const auto rotated = [&](const float* in, int row, int j) -> double {
       if (j >= 2 * half) return in[j];

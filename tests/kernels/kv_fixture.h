@@ -27,6 +27,11 @@ inline void PrintTo(const DeviceChoice& choice, std::ostream* out) {
 
 inline std::unique_ptr<Device> MakeDevice(const DeviceChoice& choice) {
   if (choice.name == "reference") return MakeReferenceDevice();
+  if (choice.name == "cuda") {
+    auto device = MakeCudaDevice();
+    KVASIR_CHECK(device.ok(), "{}", Message(device.status()));
+    return std::move(*device);
+  }
   CpuDeviceOptions options;
   options.isa = choice.name;
   options.threads = choice.threads;
@@ -35,10 +40,26 @@ inline std::unique_ptr<Device> MakeDevice(const DeviceChoice& choice) {
   return std::move(*device);
 }
 
-// reference, then the CPU device with every ISA of this machine.
+// Every ISA of this machine for the CPU device, and "cuda" where there is a GPU or the test is linked with the emulated one
+// (tests/simt).
+inline std::vector<std::string> DeviceNames() {
+  std::vector<std::string> names = CpuIsaNames();
+  if (HasCudaDevice())
+    names.push_back("cuda");
+  else
+    std::fprintf(stderr, "Tests over CUDA are skipped: %s\n", Message(MakeCudaDevice().status()).c_str());
+  return names;
+}
+
+// A hundred thousand times slower than the GPU it stands for: tests try fewer shapes on it.
+inline bool IsEmulated(const Device& device) {
+  return device.Info().name.find("emulated") != std::string::npos;
+}
+
+// reference, then all of DeviceNames().
 inline std::vector<DeviceChoice> AllDevices() {
   std::vector<DeviceChoice> all = {{"reference", 1}};
-  for (const std::string& isa : CpuIsaNames()) all.push_back({isa, 2});
+  for (const std::string& name : DeviceNames()) all.push_back({name, name == "cuda" ? 1 : 2});
   return all;
 }
 
@@ -150,6 +171,7 @@ class KvFixture {
     }
     const std::vector<int32_t> positions(rows, 0);
     const PagedKv kv = {base_, granule_, layout_, tables};
+    if (++steps_ % 2 == 0) device_.PrepareStep(slices, {&kv, 1});  // ops are the same with it and without
     const RopeTable rope = {&one_, &one_, 0, 1};
     Buffer qkv(device_, size_t(rows) * width), q(device_, size_t(rows) * hq * d), latent(device_, size_t(rows) * d),
         out(device_, size_t(rows) * out_width);
@@ -180,6 +202,7 @@ class KvFixture {
       fed_[feeds[i].sequence] += feeds[i].rows;
     }
     EXPECT_TRUE(device_.Synchronize().ok());
+    device_.PrepareStep({}, {});
     return result;
   }
 
@@ -304,6 +327,7 @@ class KvFixture {
   const std::vector<int> lengths_;
   const bool ragged_;
   const uint64_t seed_;
+  int steps_ = 0;
   const float one_ = 1;
   std::vector<float> sinks_;  // [q_heads]
   Weight sinks_weight_;

@@ -264,7 +264,9 @@ TEST_P(OpsTest, LinearHeads) {
     const auto in = Randoms(rng, rows * at.in_stride, 2);
     std::vector<std::vector<float>> values;
     for (int h = 0; h < heads; ++h) values.push_back(Randoms(rng, n * k, 1));
-    Expect(rows, int(at.out_stride), 2e-6 * std::sqrt(double(k)), [&](Device& device, int first, int count) {
+    // CUDA rounds inputs to the type of 16-bit weights, also to float16.
+    const bool rounds = dtype == DType::kF16 && GetParam() == "cuda";
+    Expect(rows, int(at.out_stride), rounds ? 2e-3 : 2e-6 * std::sqrt(double(k)), [&](Device& device, int first, int count) {
       std::vector<Weight> weights;
       for (const auto& v : values) weights.push_back(Matrix(device, v, n, k, dtype));
       float* out = Upload(device, std::vector<float>(size_t(count * at.out_stride), 0.25f));  // gaps must stay
@@ -410,7 +412,9 @@ TEST_P(OpsTest, Experts) {
       up.push_back(Randoms(rng, 2 * ffn * width, 0.4f)), down.push_back(Randoms(rng, width * ffn, 0.4f));
       up_bias.push_back(Randoms(rng, 2 * ffn, 1)), down_bias.push_back(Randoms(rng, width, 1));
     }
-    Expect(rows, int(width), dtype == DType::kBF16 ? 1e-2 : 1e-5, [&](Device& device, int first, int n) {
+    // CUDA rounds inputs to the type of 16-bit weights, also to float16.
+    const bool rounds = dtype == DType::kF16 && GetParam() == "cuda";
+    Expect(rows, int(width), dtype == DType::kBF16 ? 1e-2 : rounds ? 3e-3 : 1e-5, [&](Device& device, int first, int n) {
       std::vector<Weight> gate_up_w, down_w, gate_up_b, down_b;
       for (int e = 0; e < num_experts; ++e) {
         gate_up_w.push_back(Matrix(device, up[e], 2 * ffn, width, dtype));
@@ -536,7 +540,7 @@ TEST_P(OpsTest, DeltaNet) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(AllIsas, OpsTest, ::testing::ValuesIn(CpuIsaNames()), [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(Devices, OpsTest, ::testing::ValuesIn(DeviceNames()), [](const auto& info) { return info.param; });
 
 }  // namespace
 }  // namespace kvasir::testing

@@ -1,5 +1,5 @@
-// Quantised linear layers: what codes mean, every ISA against the reference, and the same bits alone, batched and on any number
-// of threads.
+// Quantised linear layers: what codes mean, every ISA and CUDA against the reference, and the same bits alone, batched and on any
+// number of threads.
 #include <gtest/gtest.h>
 
 #include <bit>
@@ -7,6 +7,7 @@
 
 #include "kernels/cpu/cpu_device.h"
 #include "kernels/rng.h"
+#include "tests/kernels/kv_fixture.h"
 
 namespace kvasir {
 namespace {
@@ -99,9 +100,9 @@ TEST(QuantTest, BlocksOfActivations) {
   EXPECT_EQ(QuantizeBlock(tiny, 1, codes), 0);
 }
 
-class QuantOnIsa : public testing::TestWithParam<std::string> {
+class QuantOnDevice : public ::testing::TestWithParam<std::string> {
  protected:
-  std::unique_ptr<Device> Make(int threads) { return *MakeCpuDevice({.threads = threads, .isa = GetParam()}); }
+  std::unique_ptr<Device> Make(int threads) { return testing::MakeDevice({GetParam(), threads}); }
 };
 
 std::vector<float> RunLinear(Device& device, const std::vector<float>& weights, const std::vector<float>& bias, int64_t outs,
@@ -118,10 +119,10 @@ std::vector<float> RunLinear(Device& device, const std::vector<float>& weights, 
   return out;
 }
 
-TEST_P(QuantOnIsa, LinearIsThatOfTheReferenceInEveryShape) {
+TEST_P(QuantOnDevice, LinearIsThatOfTheReferenceInEveryShape) {
   const auto reference = MakeReferenceDevice(), one = Make(1), three = Make(3);
   Rng rng(2);
-  for (int round = 0; round < 60; ++round) {
+  for (int round = 0; round < (testing::IsEmulated(*one) ? 36 : 60); ++round) {
     const QuantFormat quant = kFormats[round % std::size(kFormats)];
     const int64_t outs = rng.Between(1, 100), k = rng.Chance(0.5) ? rng.Between(1, 300) : 32 * rng.Between(1, 12);
     const int64_t rows = round % 3 == 0 ? rng.Between(1, 130) : rng.Between(1, 14);
@@ -142,8 +143,9 @@ TEST_P(QuantOnIsa, LinearIsThatOfTheReferenceInEveryShape) {
   }
 }
 
-TEST_P(QuantOnIsa, RowsAreQuantisedAsDefined) {
+TEST_P(QuantOnDevice, RowsAreQuantisedAsDefined) {
   const CpuKernels* kernels = KernelsFor(GetParam());
+  if (kernels == nullptr) GTEST_SKIP() << "of the CPU's kernels only; EveryShape compares the products of other devices";
   Rng rng(3);
   for (int round = 0; round < 100; ++round) {
     const int64_t k = rng.Between(1, 200), blocks = (k + kQuantBlock - 1) / kQuantBlock;
@@ -195,7 +197,7 @@ std::vector<float> RunCodes(Device& device, const HostMatrix& matrix, const std:
   return out;
 }
 
-TEST_P(QuantOnIsa, EveryFp8CodeIsDecoded) {
+TEST_P(QuantOnDevice, EveryFp8CodeIsDecoded) {
   const auto device = Make(1), reference = MakeReferenceDevice();
   std::vector<uint8_t> codes(256 * 2);
   for (int i = 0; i < 256; ++i) codes[size_t(2 * i)] = uint8_t(i), codes[size_t(2 * i + 1)] = uint8_t(255 - i);
@@ -217,10 +219,10 @@ TEST_P(QuantOnIsa, EveryFp8CodeIsDecoded) {
 }
 
 // The same bits as a bfloat16 weight of the values it stands for.
-TEST_P(QuantOnIsa, Mxfp4IsTheBfloat16WeightItStandsFor) {
+TEST_P(QuantOnDevice, Mxfp4IsTheBfloat16WeightItStandsFor) {
   const auto one = Make(1), three = Make(3), reference = MakeReferenceDevice();
   Rng rng(5);
-  for (int round = 0; round < 30; ++round) {
+  for (int round = 0; round < (testing::IsEmulated(*one) ? 10 : 30); ++round) {
     const int64_t outs = rng.Between(1, 100), k = round % 3 == 0 ? rng.Between(1, 200) : 32 * rng.Between(1, 20);
     const int64_t rows = round % 2 == 0 ? rng.Between(1, 120) : rng.Between(1, 13), groups = (k + 31) / 32;
     SCOPED_TRACE(fmt::format("round {}: rows {} outs {} k {}", round, rows, outs, k));
@@ -246,7 +248,7 @@ TEST_P(QuantOnIsa, Mxfp4IsTheBfloat16WeightItStandsFor) {
   }
 }
 
-TEST_P(QuantOnIsa, Mxfp4ScalesThatDoNotFitAreRefused) {
+TEST_P(QuantOnDevice, Mxfp4ScalesThatDoNotFitAreRefused) {
   const uint8_t codes[32] = {};
   for (Device* device : {Make(1).release(), MakeReferenceDevice().release()}) {
     for (const float scale : {0.0f, 3.0f, -1.0f, NAN, INFINITY, 0x1p126f}) {
@@ -263,7 +265,7 @@ TEST_P(QuantOnIsa, Mxfp4ScalesThatDoNotFitAreRefused) {
 }
 
 // One bad activation makes its own row bad, and no other.
-TEST_P(QuantOnIsa, NotFiniteStaysInItsRow) {
+TEST_P(QuantOnDevice, NotFiniteStaysInItsRow) {
   const auto device = Make(2);
   Rng rng(4);
   const int64_t outs = 40, k = 96;
@@ -279,7 +281,8 @@ TEST_P(QuantOnIsa, NotFiniteStaysInItsRow) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(AllIsas, QuantOnIsa, testing::ValuesIn(CpuIsaNames()), [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(Devices, QuantOnDevice, ::testing::ValuesIn(testing::DeviceNames()),
+                         [](const auto& info) { return info.param; });
 
 }  // namespace
 }  // namespace kvasir

@@ -380,6 +380,45 @@ TEST_P(SampleTest, AgreesWithTheDefinitionOnRandomRequests) {
   }
 }
 
+// Vocabularies of many tiles, filters that keep few and many tokens, and ties across all of the row.
+TEST_P(SampleTest, AgreesWithTheDefinitionOnWideRows) {
+  const auto reference = MakeReferenceDevice();
+  for (uint64_t seed = 1; seed <= 24; ++seed) {
+    SCOPED_TRACE(fmt::format("seed {}", seed));
+    Rng rng(seed, 5);
+    const int vocab = int(rng.Between(4000, 20'000));
+    const double spread = std::pow(10.0, rng.Uniform() * 2 - 1);
+    std::vector<float> logits(vocab);
+    for (float& l : logits) l = float((rng.Uniform() + rng.Uniform() + rng.Uniform() - 1.5) * spread);
+    if (seed % 3 == 0) {  // ties
+      for (float& l : logits) l = std::round(l * 4) / 4;
+    }
+    SamplingParams params;
+    params.temperature = float(0.3 + rng.Uniform());
+    if (seed % 4 >= 2) params.top_k = int32_t(rng.Between(1, rng.Chance(0.5) ? vocab : 60));
+    if (seed % 2 == 1) params.top_p = float(0.05 + 0.949 * rng.Uniform());
+    if (seed % 5 == 0) params.min_p = float(rng.Uniform() * 0.5);
+    if (seed % 6 == 0) params.repetition_penalty = 1.3f;
+    params.seed = rng.Next();
+    params.num_logprobs = seed % 4 == 1 ? int32_t(rng.Between(0, 100)) : -1;
+    std::vector<int32_t> prompt(3000);
+    for (int32_t& id : prompt) id = int32_t(rng.Below(vocab));
+    for (uint64_t counter = 0; counter < 3; ++counter) {
+      const SampleRow row = {&params, prompt, {}, {}, 0, counter};
+      SampleResult want;
+      reference->Sample(logits.data(), vocab, {&row, 1}, {&want, 1});
+      const SampleResult got = Sample(logits, vocab, {row})[0];
+      ASSERT_EQ(got.finite, want.finite);
+      ASSERT_EQ(got.token, want.token);
+      if (params.num_logprobs < 0) continue;
+      ASSERT_EQ(got.rank, want.rank);
+      ASSERT_NEAR(got.logprob, want.logprob, 2e-5);
+      ASSERT_EQ(got.top.size(), want.top.size());
+      for (size_t i = 0; i < want.top.size(); ++i) ASSERT_EQ(got.top[i].token, want.top[i].token);
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Devices, SampleTest, ::testing::ValuesIn(AllDevices()), ChoiceName);
 
 }  // namespace

@@ -74,7 +74,8 @@ class ModelEngine : public testing::TestWithParam<Case> {
     // Where the rotation depends on the longest text served, the goldens of that meaning are called "fixed".
     const bool dynamic = folder.ends_with("llama-rope-dynamic");
     const bool fixed = dynamic || golden.contains("context_switch");
-    device_ = *MakeCpuDevice({.threads = 2});
+    const char* const device = std::getenv("KVASIR_TEST_DEVICE");  // "cuda": a GPU, or the emulated one of tests/simt
+    device_ = device != nullptr && std::string_view(device) == "cuda" ? *MakeCudaDevice() : *MakeCpuDevice({.threads = 2});
     auto model = Model::Load(
         folder, device_.get(),
         {.dtype = DType::kF32, .quantization = Quantization(GetParam().quantization), .max_model_len = fixed ? 256 : 0});

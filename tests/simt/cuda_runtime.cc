@@ -1,0 +1,247 @@
+// The emulated runtime: device memory that the host cannot touch outside of copies and kernels, and calls that fail on demand.
+#include "tests/simt/include/cuda_runtime.h"
+
+#include <sys/mman.h>
+
+#include <cstring>
+#include <map>
+#include <string>
+
+#include "tests/simt/simt.h"
+
+namespace kvasir::simt {
+namespace {
+
+// One reserved range; every allocation takes pages of its own and leaves one that is never opened behind it.
+constexpr size_t kRangeBytes = size_t{64} << 30, kPage = 4096, kTotalBytes = size_t{8} << 30;
+
+struct Memory {
+  char* begin = nullptr;
+  size_t used = 0, in_use = 0;
+  std::map<char*, size_t> allocations;  // bytes, whole pages
+  int open = 0;
+  bool stays_open = false;
+  bool closed = true;
+  uint64_t closings = 0;
+};
+Memory& TheMemory() {
+  static Memory memory;
+  return memory;
+}
+
+// Closing and opening thousands of allocations (tests that leave theirs lying about) for every kernel would take all the time:
+// beyond some hundred memory stays open.
+void Protect(int protection) {
+  constexpr size_t kMostClosed = 300;
+  if (TheMemory().allocations.size() > kMostClosed) {
+    if (TheMemory().stays_open) return;
+    TheMemory().stays_open = true;
+    protection = PROT_READ | PROT_WRITE;
+  }
+  for (const auto& [at, bytes] : TheMemory().allocations) mprotect(at, bytes, protection);
+}
+
+cudaError_t failure = cudaSuccess;
+int calls_before_failure = 0;
+cudaError_t last_error = cudaSuccess;
+
+// The start of every call: what it answers when it is to fail.
+cudaError_t Next() {
+  if (failure == cudaSuccess) return cudaSuccess;
+  if (calls_before_failure > 0) {
+    --calls_before_failure;
+    return cudaSuccess;
+  }
+  return last_error = failure;
+}
+
+}  // namespace
+
+// Closing costs as much as a small kernel: after the first times only one in so many does, which still finds a host that reads.
+OpenDeviceMemory::OpenDeviceMemory() {
+  Memory& memory = TheMemory();
+  if (memory.open++ == 0 && memory.closed) Protect(PROT_READ | PROT_WRITE);
+  memory.closed = false;
+}
+OpenDeviceMemory::~OpenDeviceMemory() {
+  constexpr uint64_t kAlways = 200, kOneIn = 16;
+  Memory& memory = TheMemory();
+  if (--memory.open > 0 || (++memory.closings > kAlways && memory.closings % kOneIn != 0)) return;
+  Protect(PROT_NONE);
+  memory.closed = true;
+}
+
+void* DeviceAllocate(size_t bytes) {
+  Memory& memory = TheMemory();
+  if (memory.begin == nullptr) {
+    void* const range = mmap(nullptr, kRangeBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (range == MAP_FAILED) return nullptr;
+    memory.begin = static_cast<char*>(range);
+  }
+  if (bytes > kTotalBytes) return nullptr;
+  const size_t pages = (bytes + kPage - 1) / kPage * kPage + (bytes == 0 ? kPage : 0);
+  if (memory.in_use + pages > kTotalBytes) return nullptr;
+  if (memory.used + pages + kPage > kRangeBytes) return nullptr;
+  char* const at = memory.begin + memory.used;
+  memory.used += pages + kPage;
+  memory.in_use += pages;
+  // What was never written is NaN; the end of the bytes is the end of the pages when 256 divides them.
+  mprotect(at, pages, PROT_READ | PROT_WRITE);
+  std::memset(at, 0xff, pages);
+  if (memory.closed && !memory.stays_open) mprotect(at, pages, PROT_NONE);
+  memory.allocations[at] = pages;
+  char* const shifted = at + (pages - (bytes + 255) / 256 * 256);
+  return shifted;
+}
+
+bool DeviceFree(void* pointer) {
+  Memory& memory = TheMemory();
+  auto it = memory.allocations.upper_bound(static_cast<char*>(pointer));
+  if (it == memory.allocations.begin()) return false;
+  --it;
+  if (static_cast<char*>(pointer) >= it->first + it->second) return false;
+  madvise(it->first, it->second, MADV_DONTNEED);
+  mprotect(it->first, it->second, PROT_NONE);
+  memory.in_use -= it->second;
+  memory.allocations.erase(it);
+  if (memory.allocations.empty()) {
+    memory.used = 0;
+    memory.stays_open = false;
+  }
+  return true;
+}
+
+size_t DeviceBytesInUse() {
+  return TheMemory().in_use;
+}
+
+void FailRuntime(cudaError_t error, int after_calls) {
+  failure = error;
+  calls_before_failure = after_calls;
+  if (error == cudaSuccess) last_error = cudaSuccess;
+}
+
+}  // namespace kvasir::simt
+
+using kvasir::simt::Next;
+
+const char* cudaGetErrorString(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess:
+      return "no error";
+    case cudaErrorInvalidValue:
+      return "invalid argument";
+    case cudaErrorMemoryAllocation:
+      return "out of memory";
+    case cudaErrorNotReady:
+      return "device not ready";
+    case cudaErrorIllegalAddress:
+      return "an illegal memory access was encountered";
+    case cudaErrorLaunchFailure:
+      return "unspecified launch failure";
+  }
+  return "unknown error";
+}
+const char* cudaGetErrorName(cudaError_t error) {
+  return cudaGetErrorString(error);
+}
+cudaError_t cudaGetLastError() {
+  if (const cudaError_t error = Next()) return error;
+  const cudaError_t error = kvasir::simt::last_error;
+  kvasir::simt::last_error = cudaSuccess;
+  return error;
+}
+cudaError_t cudaPeekAtLastError() {
+  return Next();
+}
+cudaError_t cudaGetDeviceCount(int* count) {
+  *count = 1;
+  return Next();
+}
+cudaError_t cudaSetDevice(int) {
+  return Next();
+}
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
+  std::memset(properties, 0, sizeof *properties);
+  std::strcpy(properties->name, "emulated GPU");
+  properties->totalGlobalMem = kvasir::simt::kTotalBytes;
+  properties->major = 8;
+  properties->minor = 0;
+  properties->multiProcessorCount = 4;
+  properties->sharedMemPerBlockOptin = 163 << 10;
+  return Next();
+}
+cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
+  *total = kvasir::simt::kTotalBytes;
+  *free = *total - kvasir::simt::DeviceBytesInUse();
+  return Next();
+}
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = 13000;
+  return Next();
+}
+cudaError_t cudaRuntimeGetVersion(int* version) {
+  *version = 13000;
+  return Next();
+}
+cudaError_t cudaMalloc(void** pointer, size_t bytes) {
+  if (const cudaError_t error = Next()) return error;
+  *pointer = kvasir::simt::DeviceAllocate(bytes);
+  return *pointer != nullptr ? cudaSuccess : kvasir::simt::last_error = cudaErrorMemoryAllocation;
+}
+cudaError_t cudaFree(void* pointer) {
+  if (const cudaError_t error = Next()) return error;
+  return pointer == nullptr || kvasir::simt::DeviceFree(pointer) ? cudaSuccess : cudaErrorInvalidValue;
+}
+cudaError_t cudaHostAlloc(void** pointer, size_t bytes, unsigned) {
+  if (const cudaError_t error = Next()) return error;
+  *pointer = std::malloc(bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaFreeHost(void* pointer) {
+  std::free(pointer);
+  return Next();
+}
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+  if (const cudaError_t error = Next()) return error;
+  const kvasir::simt::OpenDeviceMemory open;
+  std::memmove(to, from, bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
+  if (const cudaError_t error = Next()) return error;
+  const kvasir::simt::OpenDeviceMemory open;
+  std::memset(to, value, bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  *stream = reinterpret_cast<cudaStream_t>(std::malloc(1));
+  return Next();
+}
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  std::free(stream);
+  return Next();
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t) {
+  return Next();
+}
+cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) {
+  return Next();
+}
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  *event = reinterpret_cast<cudaEvent_t>(std::malloc(1));
+  return Next();
+}
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  std::free(event);
+  return Next();
+}
+cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) {
+  return Next();
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t) {
+  return Next();
+}
+cudaError_t cudaEventQuery(cudaEvent_t) {
+  return Next();
+}
