@@ -7,6 +7,7 @@
 
 #include "bench/attention_bench.h"
 #include "bench/ceilings.h"
+#include "bench/cuda/kernel_bench.h"
 #include "bench/result.h"
 #include "kernels/cpu/cpu_device.h"
 #include "kernels/cpu/topology.h"
@@ -189,6 +190,7 @@ class Bench {
 }  // namespace
 
 Status RunBenchKernels(const BenchOptions& options) {
+  if (options.engine.device == "cuda") return RunCudaBench({.cases = options.cases, .json = options.json});
   const int most = options.engine.threads > 0 ? options.engine.threads : DefaultThreads();
   for (const int threads : {1, most}) {
     KVASIR_ASSIGN_OR_RETURN(std::unique_ptr<Device> device, MakeCpuDevice({.threads = threads}));
