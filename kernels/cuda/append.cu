@@ -111,8 +111,9 @@ __global__ void __launch_bounds__(kAppendWarps* kWarp) AppendLatentKernel(Append
 }  // namespace
 }  // namespace gpu
 
-void CudaRopeAppend(CudaContext& context, const float* qkv, std::span<const int32_t> positions, const RopeTable& rope,
-                    int num_q_heads, int layer, const StepKv& kv, float* q_out) {
+void CudaRopeAppend(CudaContext& context, const float* qkv, std::span<const int32_t> positions,
+                    const int32_t* positions_on_device, const RopeTable& rope, int num_q_heads, int layer, const StepKv& kv,
+                    float* q_out) {
   if (!context.status().ok()) return;
   KVASIR_CHECK(kv.value_dim == 0, "RopeAppend stores keys and values, these pages hold latent keys");
   KVASIR_CHECK(rope.rotary_dim <= kv.head_dim && rope.rotary_dim % 2 == 0, "{} rotated elements of {}", rope.rotary_dim,
@@ -126,7 +127,7 @@ void CudaRopeAppend(CudaContext& context, const float* qkv, std::span<const int3
       KVASIR_CHECK(position >= 0 && position < rope.num_positions, "position {} but the rotary table has {}", position,
                    rope.num_positions);
     }
-    args.positions = context.Upload(positions);
+    args.positions = positions_on_device;
     args.cos = rope.cos;
     args.sin = rope.sin;
     if (args.positions == nullptr) return;  // no rows, or the context has failed

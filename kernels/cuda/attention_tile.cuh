@@ -93,7 +93,7 @@ KVASIR_DEVICE void LoadQueries(const AttentionArgs& args, const UnitView& view, 
   // Columns of keys beyond head_dim that a product touches.
   const int end = (d + 15) / 16 * 16, columns = end - d;
   for (int i = int(threadIdx.x); i < T::kStages * T::kSlots * columns; i += T::kThreads)
-    s.k[0][i / columns][d + i % columns] = 0;  // stages are rows that follow
+    s.k[i / columns / T::kSlots][i / columns % T::kSlots][d + i % columns] = 0;
 }
 
 template <typename T>

@@ -49,7 +49,8 @@ class CudaContext {
   size_t Available() const;
 
   // A copy of a host array on the device, for kernels started later. The array may change when this returns. nullptr when the
-  // context has failed or the array is empty. Upload's is there for the current op, UploadStep's until its next call.
+  // context has failed or the array is empty. Upload's is there for the current op, UploadStep's until it is called kStepUploads
+  // more times.
   template <typename T>
   const T* Upload(std::span<const T> host) {
     return static_cast<const T*>(UploadBytes(op_ring_, host.data(), host.size_bytes()));

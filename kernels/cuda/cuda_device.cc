@@ -66,7 +66,7 @@ void CudaDevice::NormSlices(float* data, int rows, const Slices& slices, const N
 }
 void CudaDevice::RotateSlices(float* data, int rows, const Slices& slices, std::span<const int32_t> positions,
                               const RopeTable& rope) {
-  CudaRotateSlices(*context_, data, rows, slices, positions, rope);
+  CudaRotateSlices(*context_, data, rows, slices, positions, tables_.Positions(*context_, positions), rope);
 }
 void CudaDevice::CopySlices(const float* in, const Slices& from, int rows, float* out, const Slices& to) {
   CudaCopySlices(*context_, in, from, rows, out, to);
@@ -98,7 +98,8 @@ void CudaDevice::Experts(const float* in, int rows, const MoeWeights& experts, c
 }
 void CudaDevice::RopeAppend(const float* qkv, std::span<const int32_t> positions, const RopeTable& rope, int num_q_heads,
                             int layer, std::span<const SequenceSlice> slices, const PagedKv& kv, float* q_out) {
-  CudaRopeAppend(*context_, qkv, positions, rope, num_q_heads, layer, tables_.Get(*context_, slices, kv), q_out);
+  CudaRopeAppend(*context_, qkv, positions, tables_.Positions(*context_, positions), rope, num_q_heads, layer,
+                 tables_.Get(*context_, slices, kv), q_out);
 }
 void CudaDevice::AppendLatent(const float* latent, int layer, std::span<const SequenceSlice> slices, const PagedKv& kv) {
   CudaAppendLatent(*context_, latent, layer, tables_.Get(*context_, slices, kv));

@@ -319,15 +319,14 @@ void CudaNormSlices(CudaContext& context, float* data, int rows, const Slices& s
 }
 
 void CudaRotateSlices(CudaContext& context, float* data, int rows, const Slices& slices, std::span<const int32_t> positions,
-                      const RopeTable& rope) {
+                      const int32_t* positions_on_device, const RopeTable& rope) {
   if (rope.rotary_dim < 2) return;
   for (int i = 0; i < rows; ++i)
     KVASIR_CHECK(positions[i] >= 0 && positions[i] < rope.num_positions, "position {} but the table has {}", positions[i],
                  rope.num_positions);
-  const int32_t* const uploaded = context.Upload(positions.first(size_t(rows)));
-  if (uploaded == nullptr) return;
+  if (positions_on_device == nullptr) return;
   Launch(RotateSlicesKernel, RowGrid(context, rows, int64_t{slices.groups} * (rope.rotary_dim / 2)), kThreads, 0,
-         context.stream(), data, slices, uploaded, rope);
+         context.stream(), data, slices, positions_on_device, rope);
   context.CheckLaunch("rotation");
 }
 

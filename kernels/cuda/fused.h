@@ -15,7 +15,7 @@ void CudaAdd(CudaContext& context, float* residual, const float* delta, float sc
 void CudaAddGated(CudaContext& context, float* residual, const float* in, const float* gate, int rows, int width);
 void CudaNormSlices(CudaContext& context, float* data, int rows, const Slices& slices, const Norm& norm);
 void CudaRotateSlices(CudaContext& context, float* data, int rows, const Slices& slices, std::span<const int32_t> positions,
-                      const RopeTable& rope);
+                      const int32_t* positions_on_device, const RopeTable& rope);
 void CudaCopySlices(CudaContext& context, const float* in, const Slices& from, int rows, float* out, const Slices& to);
 void CudaActivate(CudaContext& context, const ActivationParams& activation, bool gated, const float* in, int rows, int width,
                   float* out);

@@ -38,6 +38,7 @@ StepKv StepTables::Get(CudaContext& context, std::span<const SequenceSlice> slic
 
 void StepTables::Prepare(CudaContext& context, std::span<const SequenceSlice> slices, std::span<const PagedKv> groups) {
   num_prepared_ = groups.size();
+  positions_ = {};
   if (groups.empty()) return;
   bytes_.clear();
   if (prepared_.size() < groups.size()) prepared_.resize(groups.size());
@@ -50,6 +51,15 @@ void StepTables::Prepare(CudaContext& context, std::span<const SequenceSlice> sl
   }
   const std::byte* const uploaded = context.UploadStep(bytes_);
   for (size_t i = 0; i < num_prepared_; ++i) Place(prepared_[i].kv, uploaded);
+}
+
+const int32_t* StepTables::Positions(CudaContext& context, std::span<const int32_t> positions) {
+  if (num_prepared_ == 0) return context.Upload(positions);
+  if (positions.data() != positions_.data() || positions.size() != positions_.size()) {
+    positions_ = positions;
+    positions_on_device_ = reinterpret_cast<const int32_t*>(context.UploadStep(std::as_bytes(positions)));
+  }
+  return positions_on_device_;
 }
 
 // Steps are alike: what attention was asked for in the last one it will be asked for again.

@@ -66,6 +66,8 @@ struct StepKv {
 // Host side: flattens tables and uploads them, all groups of a step at once. Reuses its memory: a steady step allocates nothing.
 class StepTables {
  public:
+  // Positions of rows on the device: uploaded once for all ops of a prepared step that bring the same array.
+  const int32_t* Positions(CudaContext& context, std::span<const int32_t> positions);
   // What the op is to use: the step that was prepared when slices and tables are the prepared ones, else a fresh upload.
   StepKv Get(CudaContext& context, std::span<const SequenceSlice> slices, const PagedKv& kv);
   // Uploads all groups of a step now; Get finds them until the next call. No groups: nothing is prepared any more.
@@ -86,6 +88,8 @@ class StepTables {
 
   std::vector<Prepared> prepared_;  // the first num_prepared_; more are kept for their memory
   size_t num_prepared_ = 0;
+  std::span<const int32_t> positions_;  // of the prepared step, once an op has brought them
+  const int32_t* positions_on_device_ = nullptr;
   StepAttention unprepared_;  // of an op that comes without
   std::vector<StepAttention::Wanted> wanted_;
   std::vector<AttentionUnit> units_;
