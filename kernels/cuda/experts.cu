@@ -150,11 +150,13 @@ void MultiplyPlain(CudaContext& context, std::span<const Weight> weights, std::s
 
 }  // namespace
 
-void CudaExperts(CudaContext& context, const float* in, int rows, const MoeWeights& experts, const ActivationParams& activation,
-                 int top_k, const int32_t* ids, const float* weights, float* out) {
+namespace {
+
+// Some of the rows of a call.
+void RunExperts(CudaContext& context, const float* in, int rows, const MoeWeights& experts, const ActivationParams& activation,
+                int top_k, const int32_t* ids, const float* weights, float* out) {
   using Scratch = CudaContext::Scratch;
   const int count = int(experts.gate_up.size()), pairs = rows * top_k;
-  if (pairs == 0) return;
   const int64_t width = experts.down[0].rows, ffn = experts.down[0].cols, up_width = experts.gate_up[0].rows;
   // Every expert's last tile may be nearly empty.
   const int max_slots = pairs + std::min(count, pairs) * (kTileTokens - 1);
@@ -192,6 +194,22 @@ void CudaExperts(CudaContext& context, const float* in, int rows, const MoeWeigh
   Launch(CombineKernel, grid, kThreads, 0, context.stream(), ids, weights, static_cast<const int32_t*>(plan.order.slots), top_k,
          static_cast<const float*>(plan.results), int(width), out);
   context.CheckLaunch("combining experts");
+}
+
+}  // namespace
+
+void CudaExperts(CudaContext& context, const float* in, int rows, const MoeWeights& experts, const ActivationParams& activation,
+                 int top_k, const int32_t* ids, const float* weights, float* out) {
+  // What lies between the products is memory that the KV cache could not count on: rows are taken as many at a time as bring it
+  // to this, which is enough for every expert to have work.
+  constexpr int64_t kMostBytes = int64_t{512} << 20;
+  const int64_t width = experts.down[0].rows, ffn = experts.down[0].cols;
+  const int64_t row_bytes = top_k * (3 * ffn + width) * int64_t{sizeof(float)};
+  const int most = int(std::clamp<int64_t>(kMostBytes / std::max<int64_t>(1, row_bytes), 64, std::max(64, rows)));
+  for (int first = 0; first < rows && top_k > 0; first += most) {
+    RunExperts(context, in + first * width, std::min(most, rows - first), experts, activation, top_k,
+               ids + int64_t{first} * top_k, weights + int64_t{first} * top_k, out + first * width);
+  }
 }
 
 }  // namespace kvasir
