@@ -36,7 +36,7 @@ EngineNullResult Figure(std::string id, std::string case_name, double value, std
 
 class NullExecutor : public Executor {
  public:
-  Status Execute(const StepBatch& batch, StepResult& result) override {
+  Status Launch(const StepBatch& batch, StepResult& result) override {
     for (size_t i = 0; i < batch.samples.size(); ++i) {
       result.samples[i].token = 7;
       result.samples[i].finite = true;

@@ -25,6 +25,18 @@ struct SamplingParams {
   int32_t num_prompt_logprobs = -1;  // the same for prompt tokens
 };
 
+// A token that is not known yet where it is needed: a step can be started before the one before it has been read. In place of its
+// id stands the name of the sample, counted among those of the step before.
+constexpr int32_t PendingToken(int32_t sample) {
+  return ~sample;
+}
+constexpr bool IsPending(int32_t token) {
+  return token < 0;
+}
+constexpr int32_t SampleOf(int32_t pending) {
+  return ~pending;
+}
+
 // One row of logits to sample from. Order of operations: (raw log-softmax for logprobs) -> suppressed ids and allowed ids ->
 // logit_bias -> penalties -> temperature -> min_p -> top_k -> top_p -> draw. Reported logprobs are of the raw logits (vLLM's
 // default).
@@ -32,6 +44,7 @@ struct SampleRow {
   const SamplingParams* params = nullptr;
   std::span<const int32_t> prompt;      // token ids, for repetition_penalty
   std::span<const int32_t> output;      // token ids generated so far, for the penalties
+  int32_t pending = 0;                  // < 0: one more was generated, and this is its name (PendingToken)
   std::span<const int32_t> suppressed;  // ids that must not be chosen now (end tokens before min_tokens)
   uint64_t stream = 0;                  // Philox stream: index of the choice (n > 1)
   uint64_t counter = 0;                 // Philox counter: index of the generated token

@@ -22,6 +22,8 @@ enum class Mutation : int {
   kForgetRetry,         // a queue whose head did not fit once is never looked at again
   kPinWithoutPromise,   // a sequence at its limit of preemptions comes back without memory to its end
   kLatestFirst,         // the newest waiting request is served first
+  kKeepPending,         // a token that has been read is still planned with by the name of its sample
+  kPendingUncounted,    // a token under way is not counted where the next one is drawn
   // In memory/:
   kTrimTooFar,          // a window's block is let go while the next token still reads it
   kTrimForgets,         // a window's blocks leave the table but are never given back

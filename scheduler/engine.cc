@@ -1,6 +1,7 @@
 #include "scheduler/engine.h"
 
 #include <algorithm>
+#include <array>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
@@ -52,7 +53,8 @@ struct Engine::State {
   Scheduler scheduler;
   InboxContents contents;
   StepBatch batch;
-  StepResult result;
+  std::array<StepResult, Scheduler::kMaxAhead> results;  // of step i at i % kMaxAhead
+  int64_t launched_steps = 0, finished_steps = 0;
   Throughput throughput;
   Status failure;
   bool closed = false;  // no submission can follow
@@ -71,7 +73,8 @@ struct Engine::State {
 
   bool Step();
   void ApplyInbox(int64_t now);
-  Status Compute();
+  Status Launch();
+  Status Finish();
   void Fail(const Status& status, int64_t now);
   void FinishTurn(int64_t started, bool computed);
   void UpdateStats(int64_t started, bool computed);
@@ -93,12 +96,23 @@ void Engine::State::ApplyInbox(int64_t now) {
   contents.Clear();
 }
 
-Status Engine::State::Compute() {
+// A step's time counts from when the one before it was done.
+Status Engine::State::Launch() {
+  StepResult& result = results[size_t(launched_steps % Scheduler::kMaxAhead)];
   result.samples.resize(batch.samples.size());
   result.scores.resize(batch.score_rows.size());
-  step_started_micros.store(clock->NowMicros(), std::memory_order_relaxed);
-  const Status status = executor->Execute(batch, result);
-  step_started_micros.store(0, std::memory_order_relaxed);
+  if (launched_steps == finished_steps) step_started_micros.store(clock->NowMicros(), std::memory_order_relaxed);
+  ++launched_steps;
+  return executor->Launch(batch, result);
+}
+
+// The oldest step under way: waits for it and applies what it gave.
+Status Engine::State::Finish() {
+  const Status status = executor->Finish();
+  StepResult& result = results[size_t(finished_steps++ % Scheduler::kMaxAhead)];
+  const int64_t now = clock->NowMicros();
+  step_started_micros.store(launched_steps > finished_steps ? now : 0, std::memory_order_relaxed);
+  if (status.ok()) scheduler.Commit(now, result);
   return status;
 }
 
@@ -107,7 +121,9 @@ void Engine::State::Fail(const Status& status, int64_t now) {
   failure = Unavailable("the engine has failed ({}); the server must be restarted", Message(status));
   failed.store(true, std::memory_order_release);
   inbox.Close(failure);
-  scheduler.AbandonStep();
+  finished_steps = launched_steps;
+  step_started_micros.store(0, std::memory_order_relaxed);
+  scheduler.AbandonSteps();
   scheduler.EndAll(failure, now);
 }
 
@@ -115,23 +131,20 @@ bool Engine::State::Step() {
   const int64_t started = clock->NowMicros();
   ApplyInbox(started);
   scheduler.ExpireDeadlines(started);
-  const bool work = failure.ok() && scheduler.Schedule(started, batch);
-  if (work) {
-    const Status status = Compute();
-    if (status.ok()) {
-      scheduler.Commit(clock->NowMicros(), result);
-    } else {
-      Fail(status, clock->NowMicros());
-    }
-  }
+  const bool planned = failure.ok() && scheduler.Schedule(started, batch);
+  Status status = planned ? Launch() : OkStatus();
+  // Results are read as late as may be: while the device computes the next step, this thread does all the rest.
+  const bool finishes = status.ok() && launched_steps - finished_steps > (planned ? executor->depth() - 1 : 0);
+  if (finishes) status = Finish();
+  if (!status.ok()) Fail(status, clock->NowMicros());
   if (config.check_invariants) {
-    if (const Status status = scheduler.Check(); !status.ok() && failure.ok()) {
+    if (const Status broken = scheduler.Check(); !broken.ok() && failure.ok()) {
       ++invariant_failures;
-      Fail(status, clock->NowMicros());
+      Fail(broken, clock->NowMicros());
     }
   }
-  FinishTurn(started, work);
-  return work;
+  FinishTurn(started, finishes);
+  return planned || finishes;
 }
 
 void Engine::State::FinishTurn(int64_t started, bool computed) {

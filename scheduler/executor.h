@@ -1,5 +1,6 @@
 // Executor: the model and device as the scheduler sees them, so that a fake can stand in (simulation, null-model benchmarks).
-// One step in, one result per sampled row out. Used by Engine on the engine thread.
+// One step in, one result per sampled row out; a step may be started before the results of the one before it are read. Used by
+// Engine on the engine thread.
 #pragma once
 
 #include <array>
@@ -14,7 +15,7 @@ namespace kvasir {
 
 // One step as flat arrays. Vectors keep their capacity from step to step: a steady step allocates nothing.
 struct StepBatch {
-  std::vector<int32_t> token_ids, positions;                    // [num_tokens]
+  std::vector<int32_t> token_ids, positions;                    // [num_tokens]; ids may be pending (sampling.h)
   std::vector<SequenceSlice> slices;                            // [num_seqs]
   std::array<std::vector<SequenceTable>, kMaxKvGroups> tables;  // per group of layers: [num_seqs]
   std::vector<uint64_t> request_ids;  // [num_seqs]: for traces and for fakes; nothing computed may depend on it
@@ -35,8 +36,15 @@ struct StepResult {
 class Executor {
  public:
   virtual ~Executor() = default;
-  // An error here is the device's: the engine becomes unhealthy, ends every request with Unavailable, publishes nothing.
-  virtual Status Execute(const StepBatch& batch, StepResult& result) = 0;
+  // Steps that may be under way at once, 1 or 2. With 2, a step's token ids and outputs may name samples of the step before it
+  // that the caller has not read yet (PendingToken). Whatever a step writes is written after the one before it is done.
+  virtual int depth() const { return 1; }
+  // Starts a step. The batch is the caller's again when this returns; the result, sized for it, is filled when its Finish
+  // returns. An error, here or of Finish, is the device's: the engine becomes unhealthy, ends every request with Unavailable,
+  // publishes nothing, and finishes no step any more.
+  virtual Status Launch(const StepBatch& batch, StepResult& result) = 0;
+  // Waits for the oldest step that was launched and not finished.
+  virtual Status Finish() { return OkStatus(); }
 };
 
 }  // namespace kvasir

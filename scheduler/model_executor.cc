@@ -30,7 +30,7 @@ ModelExecutor::~ModelExecutor() {
   device_->Free(arena_);
 }
 
-Status ModelExecutor::Execute(const StepBatch& batch, StepResult& result) {
+Status ModelExecutor::Launch(const StepBatch& batch, StepResult& result) {
   for (const BlockCopy& copy : batch.copies) {
     device_->CopyOnDevice(arena_ + copy.to * granule_bytes_, arena_ + copy.from * granule_bytes_, size_t(copy.bytes));
   }

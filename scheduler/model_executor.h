@@ -23,7 +23,7 @@ class ModelExecutor : public Executor {
   ModelExecutor(const ModelExecutor&) = delete;
   ModelExecutor& operator=(const ModelExecutor&) = delete;
 
-  Status Execute(const StepBatch& batch, StepResult& result) override;
+  Status Launch(const StepBatch& batch, StepResult& result) override;
 
  private:
   ModelExecutor(Model* model, Device* device, int64_t granule_bytes, std::byte* arena, int max_logits_rows);

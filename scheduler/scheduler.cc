@@ -9,7 +9,10 @@ namespace kvasir {
 Scheduler::Scheduler(const EngineConfig& config, KvCache* kv) : config_(config), kv_(kv) {
   running_.reserve(size_t(config.max_running) + 1);
   pack_.reserve(size_t(config.max_running) + 1);
-  scheduled_.reserve(size_t(config.max_running) + 1);
+  for (StepUnderWay& step : under_way_) {
+    step.entries.reserve(size_t(config.max_running) + 1);
+    step.choices.reserve(size_t(config.max_running) + 1);
+  }
 }
 
 Scheduler::~Scheduler() {
@@ -73,23 +76,25 @@ void Scheduler::ExpireDeadlines(int64_t now) {
 // --- commit ---------------------------------------------------------------------------------------------------------------
 
 void Scheduler::Commit(int64_t now, StepResult& result) {
+  KVASIR_CHECK(steps_under_way() > 0, "a result of no step");
+  StepUnderWay& step = UnderWay(ended_steps_);
   int64_t step_tokens = 0;
   size_t next_score = 0, next_sample = 0;
-  for (Sequence* sequence : scheduled_) {
-    // Counted before anything changes, also for a sequence whose request has just ended: the results lie in batch order.
-    const size_t num_scores = size_t(ScoresOwed(*sequence, sequence->computed, sequence->granted));
-    const size_t num_samples = SamplesOwed(*sequence);
+  for (const StepEntry& entry : step.entries) {
+    const size_t num_scores = size_t(entry.scores), num_samples = size_t(entry.samples);
     KVASIR_CHECK(next_score + num_scores <= result.scores.size() && next_sample + num_samples <= result.samples.size(),
                  "the executor gave {} scores and {} samples, too few", result.scores.size(), result.samples.size());
-    step_tokens += sequence->granted;
-    if (sequence->place != Sequence::Place::kDone) {
-      CommitSequence(*sequence, now, std::span(result.scores).subspan(next_score, num_scores),
-                     std::span(result.samples).subspan(next_sample, num_samples));
+    step_tokens += entry.tokens;
+    // Whose request has ended meanwhile has computed for nothing.
+    if (entry.sequence->place != Sequence::Place::kDone) {
+      CommitSequence(entry, now, std::span(result.scores).subspan(next_score, num_scores),
+                     std::span(result.samples).subspan(next_sample, num_samples),
+                     std::span(step.choices).subspan(next_sample, num_samples));
     }
     next_score += num_scores;
     next_sample += num_samples;
   }
-  scheduled_.clear();
+  ++ended_steps_;
   RemoveDone();
   if (!forks_.empty()) PlaceForks();
   CountStep(step_tokens);
@@ -102,22 +107,24 @@ void Scheduler::CountStep(int64_t step_tokens) {
   ++counters_.step_tokens_le[size_t(bound - kStepTokenBounds.begin())];
 }
 
-void Scheduler::CommitSequence(Sequence& sequence, int64_t now, std::span<SampleResult> scores, std::span<SampleResult> samples) {
+void Scheduler::CommitSequence(const StepEntry& entry, int64_t now, std::span<SampleResult> scores,
+                               std::span<SampleResult> samples, std::span<const int32_t> choices) {
+  Sequence& sequence = *entry.sequence;
   Request& request = *sequence.request;
   const int32_t prompt_left = sequence.prompt_size - sequence.computed;
-  counters_.computed_prompt_tokens += std::clamp(prompt_left, 0, sequence.granted);
+  counters_.computed_prompt_tokens += std::clamp(prompt_left, 0, entry.tokens);
+  if (sequence.pending_step == ended_steps_ && !KVASIR_MUTATED(kKeepPending)) sequence.pending = 0;  // its token is here
   const auto broken = [](const SampleResult& result) { return !result.finite; };
   if (std::any_of(samples.begin(), samples.end(), broken) || std::any_of(scores.begin(), scores.end(), broken)) [[unlikely]] {
     // What this row computed is not to be trusted, so it is not published either.
     EndRequest(
         request, FinishReason::kError,
         Internal("the model gave no finite logits for token {} of this request; its weights or its prompt drive it out of range",
-                 sequence.computed + sequence.granted),
+                 sequence.computed + entry.tokens),
         now);
     return;
   }
-  sequence.computed += sequence.granted;
-  sequence.granted = 0;
+  sequence.computed += entry.tokens;
   if (!sequence.forked && !request.started) {
     request.started = true;
     outbox_.Send(request.sink, {.kind = TokenEvent::Kind::kStarted,
@@ -140,9 +147,9 @@ void Scheduler::CommitSequence(Sequence& sequence, int64_t now, std::span<Sample
   if (samples.empty()) return;
   if (sequence.forked) return AppendToken(sequence, samples[0], now);
   Fork(sequence);
-  size_t next = 0;
-  for (Choice& choice : request.choices) {
-    if (choice.open && next < samples.size()) AppendToken(*choice.sequence, samples[next++], now);
+  for (size_t i = 0; i < samples.size(); ++i) {
+    Choice& choice = request.choices[size_t(choices[i])];
+    if (choice.open) AppendToken(*choice.sequence, samples[i], now);
   }
 }
 
@@ -157,7 +164,7 @@ void Scheduler::Fork(Sequence& root) {
     Sequence& child = *choice.sequence;
     child.choice = int32_t(i);
     child.rank.choice = int32_t(i);
-    child.computed = root.computed;
+    child.computed = child.launched = root.computed;
     child.forked = true;
     child.tokens.reserve(root.tokens.capacity());
     child.tokens.assign(root.tokens.begin(), root.tokens.end());
@@ -176,7 +183,7 @@ void Scheduler::PlaceForks() {
     }
     // No place now. Its prompt is published, so coming back costs little.
     kv_->Release(fork->kv);
-    fork->computed = 0;
+    fork->computed = fork->launched = 0;
     Enqueue(*fork);
   }
   forks_.clear();
@@ -196,9 +203,8 @@ void Scheduler::AppendToken(Sequence& sequence, SampleResult& sample, int64_t no
   }
 }
 
-void Scheduler::AbandonStep() {
-  for (Sequence* sequence : scheduled_) sequence->granted = 0;
-  scheduled_.clear();
+void Scheduler::AbandonSteps() {
+  ended_steps_ = planned_steps_;
 }
 
 // --- endings --------------------------------------------------------------------------------------------------------------
@@ -256,7 +262,7 @@ void Scheduler::SendEnd(Request& request, const Status& status, int64_t now) {
   request.sink = nullptr;
   if (request.params->deadline_micros > 0) deadlines_.erase({request.params->deadline_micros, request.id});
   const auto found = requests_.find(request.id);
-  ended_.push_back(std::move(found->second));
+  ended_.emplace_back(planned_steps_, std::move(found->second));
   requests_.erase(found);
 }
 
@@ -297,7 +303,7 @@ void Scheduler::RemoveDone() {
 void Scheduler::EndStep() {
   RemoveDone();
   outbox_.EndStep();
-  ended_.clear();
+  while (!ended_.empty() && ended_.front().first <= ended_steps_) ended_.pop_front();
 }
 
 Status Scheduler::Check() const {
@@ -313,9 +319,11 @@ Status Scheduler::Check() const {
     if (sequence.place != Sequence::Place::kRunning || (i > 0 && !(running_[i - 1]->rank < sequence.rank))) {
       return Internal("the running list is out of order at {} (request {})", i, sequence.request->id);
     }
-    if (sequence.computed > sequence.kv.num_tokens || sequence.computed >= int32_t(sequence.tokens.size())) {
-      return Internal("request {} has {} computed tokens, {} slots and {} tokens", sequence.request->id, sequence.computed,
-                      sequence.kv.num_tokens, sequence.tokens.size());
+    const bool computes = steps_under_way() > 0;  // then all that is known may be on its way
+    if (sequence.launched > sequence.kv.num_tokens || sequence.computed > sequence.launched ||
+        sequence.launched >= sequence.known() + (computes ? 1 : 0)) {
+      return Internal("request {} has {} computed tokens, {} launched, {} slots and {} tokens", sequence.request->id,
+                      sequence.computed, sequence.launched, sequence.kv.num_tokens, sequence.known());
     }
   }
   for (const auto& [rank, sequence] : waiting_) {

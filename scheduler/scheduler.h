@@ -5,8 +5,15 @@
 // A step is a transaction: Schedule plans it and reserves its KV, the executor computes it, Commit applies it. Preemption adds no
 // path: the victim's full blocks are published already, its references are dropped, and resuming it is Match over its prompt and
 // generated tokens. Every accepted request gets exactly one kEnd.
+//
+// A step may be planned while the one before it is under way ("ahead"). What that one samples is then planned with by name
+// (PendingToken), and whoever turns out to have ended there has computed a token too many, which Commit passes over. KV that is
+// given back meanwhile may still be read and written by the step under way: the device computes steps one after another, so its
+// next holder comes later. Who has to give up memory is decided only when no step is under way.
 #pragma once
 
+#include <array>
+#include <deque>
 #include <set>
 #include <unordered_map>
 #include <utility>
@@ -31,12 +38,14 @@ class Scheduler {
   void ExpireDeadlines(int64_t now);
   int64_t next_deadline() const { return deadlines_.empty() ? INT64_MAX : deadlines_.begin()->first; }
 
-  // Plans the next step. False when no sequence has anything to compute.
+  // Plans the next step. False when there is nothing to compute before the steps under way are committed.
   bool Schedule(int64_t now, StepBatch& batch);
-  // Applies its result: tokens, published blocks, ends, forks.
+  int steps_under_way() const { return int(planned_steps_ - ended_steps_); }  // planned and not committed: at most kMaxAhead
+  // Applies the result of the oldest step under way: tokens, published blocks, ends, forks.
   void Commit(int64_t now, StepResult& result);
-  // The step was not computed and never will be; its sequences must not be published. Follow with EndAll.
-  void AbandonStep();
+  // The steps under way will never be read; their sequences must not be published. Follow with EndAll.
+  void AbandonSteps();
+  static constexpr int kMaxAhead = 2;
   void EndStep();  // tells the touched sinks; frees what ended
 
   int64_t running() const { return int64_t(running_.size()); }
@@ -49,9 +58,20 @@ class Scheduler {
 
  private:
   using WaitEntry = std::pair<Rank, Sequence*>;
+  // What a step under way computes for a sequence, and what its results will be.
+  struct StepEntry {
+    Sequence* sequence;
+    int32_t tokens, scores, samples;
+  };
+  struct StepUnderWay {
+    std::vector<StepEntry> entries;  // in batch order
+    std::vector<int32_t> choices;    // of each sample
+  };
+  StepUnderWay& UnderWay(int64_t step) { return under_way_[size_t(step % kMaxAhead)]; }
 
   // scheduler_plan.cc: planning
   void PackRunning();
+  bool PackAndGrow(std::vector<BlockCopy>& copies);
   bool GrowRunning(std::vector<BlockCopy>& copies);
   bool Grow(Sequence& sequence, std::vector<BlockCopy>& copies);
   void Preempt(Sequence& victim);
@@ -59,12 +79,13 @@ class Scheduler {
   bool Admit(Sequence& sequence, int64_t now);
   int64_t Owed(const Sequence& sequence) const;
   int32_t ScoresOwed(const Sequence& sequence, int32_t first, int32_t count) const;
-  size_t SamplesOwed(const Sequence& sequence) const;
+  int32_t SamplesOwed(const Sequence& sequence) const;
   void AppendToBatch(Sequence& sequence, StepBatch& batch);
   void AppendSamples(Sequence& sequence, int32_t row, StepBatch& batch);
 
   // scheduler.cc: state
-  void CommitSequence(Sequence& sequence, int64_t now, std::span<SampleResult> scores, std::span<SampleResult> samples);
+  void CommitSequence(const StepEntry& entry, int64_t now, std::span<SampleResult> scores, std::span<SampleResult> samples,
+                      std::span<const int32_t> choices);
   void CountStep(int64_t step_tokens);
   void Fork(Sequence& root);
   void AppendToken(Sequence& sequence, SampleResult& sample, int64_t now);
@@ -81,15 +102,17 @@ class Scheduler {
   KvCache* kv_;
   Outbox outbox_;
   std::unordered_map<RequestId, std::unique_ptr<Request>> requests_;  // open ones
-  std::vector<std::unique_ptr<Request>> ended_;                       // freed at EndStep: a step may still point at them
+  std::deque<std::pair<int64_t, std::unique_ptr<Request>>> ended_;    // freed when steps planned before (.first) are committed
   std::vector<Sequence*> running_;                                    // by rank
   std::set<WaitEntry> waiting_;                                       // by rank
   std::set<std::pair<int64_t, RequestId>> deadlines_;
-  std::vector<PackItem> pack_;        // parallel to running_ while planning
-  std::vector<Sequence*> scheduled_;  // of the step in flight, in batch order
-  std::vector<Sequence*> forks_;      // made by the commit in progress, not yet placed
-  bool done_in_running_ = false;      // running_ holds sequences that are done
-  bool admission_blocked_ = false;    // the head of the queue did not fit; nothing was given back since
+  std::vector<PackItem> pack_;                     // parallel to running_ while planning
+  std::array<StepUnderWay, kMaxAhead> under_way_;  // step i at i % kMaxAhead
+  int64_t planned_steps_ = 0, ended_steps_ = 0;
+  bool wait_for_steps_ = false;     // memory ran out while a step was under way: plan again when none is
+  std::vector<Sequence*> forks_;    // made by the commit in progress, not yet placed
+  bool done_in_running_ = false;    // running_ holds sequences that are done
+  bool admission_blocked_ = false;  // the head of the queue did not fit; nothing was given back since
   const Sequence* blocked_head_ = nullptr;
   int blocked_steps_ = 0;
   EngineStats counters_;

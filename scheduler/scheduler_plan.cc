@@ -13,30 +13,46 @@ constexpr int kRetryBlockedEvery = 32;
 
 constexpr int32_t kReservedTokens = 4096;
 
+// 0: what the step under way samples must be read first. It is the last token, or those of choices that are still to fork.
 int32_t Remaining(const Sequence& sequence) {
-  return int32_t(sequence.tokens.size()) - sequence.computed;
+  return std::min(sequence.known(), sequence.final_size - 1) - sequence.launched;
 }
 
 }  // namespace
 
 bool Scheduler::Schedule(int64_t now, StepBatch& batch) {
+  if (steps_under_way() == kMaxAhead || (steps_under_way() > 0 && wait_for_steps_)) return false;
+  wait_for_steps_ = false;
   batch.Clear();
-  scheduled_.clear();
+  StepUnderWay& step = UnderWay(planned_steps_);
+  step.entries.clear();
+  step.choices.clear();
   RemoveDone();
-  bool preempted = false;
+  const bool preempted = PackAndGrow(batch.copies);
   int32_t granted = 0;
-  // Again when the ones that got the whole budget were those that had to give up their memory: the others are still there.
-  do {
-    PackRunning();
-    const bool gave_up = GrowRunning(batch.copies);
-    preempted = preempted || gave_up;
-    for (const Sequence* sequence : running_) granted += sequence->granted;
-  } while (granted == 0 && preempted && !running_.empty());
-  if (!preempted && !waiting_.empty()) AdmitWaiting(now, config_.max_step_tokens - granted, batch.copies);
+  for (const Sequence* sequence : running_) granted += sequence->granted;
+  if (!preempted && !wait_for_steps_ && !waiting_.empty()) {
+    AdmitWaiting(now, config_.max_step_tokens - granted, batch.copies);
+  }
   for (Sequence* sequence : running_) {
     if (sequence->granted > 0) AppendToBatch(*sequence, batch);
   }
-  return !scheduled_.empty();
+  if (step.entries.empty()) return false;
+  ++planned_steps_;
+  return true;
+}
+
+// Says whether somebody had to give up memory.
+bool Scheduler::PackAndGrow(std::vector<BlockCopy>& copies) {
+  bool preempted = false;
+  for (;;) {
+    PackRunning();
+    const bool gave_up = GrowRunning(copies);
+    preempted = preempted || gave_up;
+    const auto computes = [](const Sequence* sequence) { return sequence->granted > 0; };
+    // Again when the ones that got the whole budget were those that had to give up their memory: the others are still there.
+    if (!gave_up || running_.empty() || std::any_of(running_.begin(), running_.end(), computes)) return preempted;
+  }
 }
 
 void Scheduler::PackRunning() {
@@ -46,13 +62,19 @@ void Scheduler::PackRunning() {
   for (size_t i = 0; i < running_.size(); ++i) running_[i]->granted = pack_[i].granted;
 }
 
-// Memory is taken in rank order and victims come from the other end, so a victim never has slots reserved in this step.
+// Memory is taken in rank order and victims come from the other end, so a victim never has slots reserved in this step. While a
+// step is under way nobody becomes a victim: what it reads and gives back is seen first, and those left have nothing to compute.
 bool Scheduler::GrowRunning(std::vector<BlockCopy>& copies) {
   bool preempted = false;
   for (size_t i = 0; i < running_.size(); ++i) {
     Sequence& sequence = *running_[i];
     if (sequence.granted == 0) continue;
     while (!Grow(sequence, copies)) {
+      if (steps_under_way() > 0) {
+        wait_for_steps_ = true;
+        for (; i < running_.size(); ++i) running_[i]->granted = 0;
+        return preempted;
+      }
       Sequence& victim = *running_.back();
       KVASIR_CHECK(running_.size() > 1, "request {} alone does not fit into {} extents: it should not have been accepted",
                    sequence.request->id, kv_->config().num_blocks);
@@ -66,11 +88,11 @@ bool Scheduler::GrowRunning(std::vector<BlockCopy>& copies) {
 
 // Reserves the slots that this step writes. Whole blocks are asked for, so a decoding sequence comes here once per block.
 bool Scheduler::Grow(Sequence& sequence, std::vector<BlockCopy>& copies) {
-  const int32_t needed = sequence.computed + sequence.granted;
+  const int32_t needed = sequence.launched + sequence.granted;
   if (needed <= sequence.kv.num_tokens && sequence.kv.shared_tails == 0) return true;
   const int32_t block_tokens = kv_->config().block_tokens;
   const int32_t rounded = (needed + block_tokens - 1) / block_tokens * block_tokens;
-  const int32_t first_write = KVASIR_MUTATED(kWriteShared) ? rounded : sequence.computed;
+  const int32_t first_write = KVASIR_MUTATED(kWriteShared) ? rounded : sequence.launched;
   const size_t copies_before = copies.size();
   if (!kv_->Grow(sequence.kv, rounded, first_write, copies)) return false;
   if (KVASIR_MUTATED(kSkipCopy)) copies.resize(copies_before);
@@ -82,7 +104,7 @@ void Scheduler::Preempt(Sequence& victim) {
   KVASIR_CHECK(running_.back() == &victim, "victims come from the end of the running list");
   running_.pop_back();
   kv_->Release(victim.kv);
-  victim.computed = 0;
+  victim.computed = victim.launched = 0;
   victim.granted = 0;
   ++victim.preemptions;
   if (KVASIR_MUTATED(kRepeatPromptEvents)) victim.request->next_prompt_event = 1;
@@ -149,6 +171,7 @@ bool Scheduler::Admit(Sequence& sequence, int64_t now) {
   if (KVASIR_MUTATED(kResumeOffByOne) && sequence.preemptions > 0) {
     sequence.computed = std::min(matched + 1, int32_t(sequence.tokens.size()) - 1);
   }
+  sequence.launched = sequence.computed;
   if (!request.admitted) {
     request.admitted = true;
     request.scheduled_micros = now;
@@ -167,7 +190,7 @@ int64_t Scheduler::Owed(const Sequence& sequence) const {
   const bool pinned = sequence.preemptions >= config_.max_preemptions && !KVASIR_MUTATED(kPinWithoutPromise);
   OwedState state = {.groups = kv_->shapes(),
                      .shared_tails = sequence.kv.shared_tails,
-                     .known_tokens = int64_t(sequence.tokens.size()),
+                     .known_tokens = sequence.known(),
                      .final_tokens = request.final_size() - 1,
                      .prompt_tokens = request.prompt_size(),
                      .chunk_tokens = ChunkTokens(Remaining(sequence), config_.max_step_tokens, config_.max_chunk),
@@ -177,21 +200,21 @@ int64_t Scheduler::Owed(const Sequence& sequence) const {
   return OwedExtents(state);
 }
 
-// How many prompt tokens the rows [first, first + count) score; they begin at next_prompt_event.
+// How many prompt tokens the rows [first, first + count) score: those from next_prompt_event on, without what is under way.
 int32_t Scheduler::ScoresOwed(const Sequence& sequence, int32_t first, int32_t count) const {
   if (!sequence.scores_prompt) return 0;
   const Request& request = *sequence.request;
-  return std::max(0, std::min(first + count, request.prompt_size() - 1) - (request.next_prompt_event - 1));
+  return std::max(0, std::min(first + count, request.prompt_size() - 1) - std::max(first, request.next_prompt_event - 1));
 }
 
 // Samples that the planned rows give: one per open choice for a root that completes its prompt.
-size_t Scheduler::SamplesOwed(const Sequence& sequence) const {
-  if (sequence.computed + sequence.granted != int32_t(sequence.tokens.size())) return 0;
-  return sequence.forked ? 1 : size_t(sequence.request->open_choices);
+int32_t Scheduler::SamplesOwed(const Sequence& sequence) const {
+  if (sequence.launched + sequence.granted != sequence.known()) return 0;
+  return sequence.forked ? 1 : sequence.request->open_choices;
 }
 
 void Scheduler::AppendToBatch(Sequence& sequence, StepBatch& batch) {
-  const int32_t first = sequence.computed, count = sequence.granted;
+  const int32_t first = sequence.launched, count = sequence.granted;
   const int32_t first_row = int32_t(batch.token_ids.size());
   batch.slices.push_back({.first_row = first_row, .num_rows = count, .kv = int32_t(batch.tables[0].size())});
   for (size_t g = 0; g < size_t(kv_->num_groups()); ++g) {
@@ -199,21 +222,28 @@ void Scheduler::AppendToBatch(Sequence& sequence, StepBatch& batch) {
   }
   batch.request_ids.push_back(sequence.request_id);
   for (int32_t i = 0; i < count; ++i) {
-    batch.token_ids.push_back(sequence.tokens[size_t(first + i)]);
+    const size_t at = size_t(first + i);
+    batch.token_ids.push_back(at < sequence.tokens.size() ? sequence.tokens[at] : sequence.pending);
     batch.positions.push_back(first + i);
   }
-  scheduled_.push_back(&sequence);
   // The row of token p gives the logits of token p + 1.
   const int32_t scores = ScoresOwed(sequence, first, count);
   for (int32_t i = 0; i < scores; ++i) {
     const Request& request = *sequence.request;
-    const int32_t token = request.next_prompt_event + i;
+    const int32_t token = std::max(first + 1, request.next_prompt_event) + i;
     batch.score_rows.push_back(first_row + token - 1 - first);
     batch.score_tokens.push_back(request.params->prompt[size_t(token)]);
     batch.score_top.push_back(request.params->sampling.num_prompt_logprobs);
   }
-  if (SamplesOwed(sequence) > 0) AppendSamples(sequence, first_row + count - 1, batch);
-  if (KVASIR_MUTATED(kPublishEarly)) kv_->Publish(sequence.kv, sequence.tokens, first + count, sequence.request->params->salt);
+  const int32_t samples = SamplesOwed(sequence);
+  UnderWay(planned_steps_).entries.push_back({&sequence, count, scores, samples});
+  if (samples > 0) AppendSamples(sequence, first_row + count - 1, batch);
+  if (KVASIR_MUTATED(kPublishEarly)) {
+    kv_->Publish(sequence.kv, sequence.tokens, std::min(first + count, int32_t(sequence.tokens.size())),
+                 sequence.request->params->salt);
+  }
+  sequence.launched += count;
+  sequence.granted = 0;
 }
 
 void Scheduler::AppendSamples(Sequence& sequence, int32_t row, StepBatch& batch) {
@@ -222,23 +252,29 @@ void Scheduler::AppendSamples(Sequence& sequence, int32_t row, StepBatch& batch)
   SampleRow sample = {.params = &request.params->sampling,
                       .prompt = std::span(sequence.tokens).first(prompt_size),
                       .output = std::span(sequence.tokens).subspan(prompt_size),
-                      .counter = sequence.tokens.size() - prompt_size};
+                      .pending = sequence.pending,
+                      .counter = uint64_t(sequence.known()) - prompt_size};
+  if (KVASIR_MUTATED(kPendingUncounted)) sample.counter = sequence.tokens.size() - prompt_size;
   if (KVASIR_MUTATED(kCounterFromStep)) sample.counter = uint64_t(counters_.steps);
-  if (int32_t(sequence.tokens.size()) < sequence.min_size) sample.suppressed = request.end_ids;
+  if (sequence.known() < sequence.min_size) sample.suppressed = request.end_ids;
+  std::vector<int32_t>& choices = UnderWay(planned_steps_).choices;
+  const auto add = [&](int32_t choice) {
+    sample.stream = KVASIR_MUTATED(kStreamZero) && sequence.forked ? 0 : uint64_t(choice);
+    choices.push_back(choice);
+    batch.sample_rows.push_back(row);
+    batch.samples.push_back(sample);
+  };
   if (sequence.forked) {
-    sample.stream = uint64_t(sequence.choice);
-    if (KVASIR_MUTATED(kStreamZero)) sample.stream = 0;
-    batch.sample_rows.push_back(row);
-    batch.samples.push_back(sample);
-    return;
+    add(sequence.choice);
+  } else {
+    // The root's last prompt row gives every choice its first token.
+    for (size_t choice = 0; choice < request.choices.size(); ++choice)
+      if (request.choices[choice].open) add(int32_t(choice));
   }
-  // The root's last prompt row gives every choice its first token.
-  for (size_t choice = 0; choice < request.choices.size(); ++choice) {
-    if (!request.choices[choice].open) continue;
-    sample.stream = choice;
-    batch.sample_rows.push_back(row);
-    batch.samples.push_back(sample);
-  }
+  // Choices that are still to fork must be there before they go on.
+  if (!sequence.forked && request.open_choices > 1) return;
+  sequence.pending = PendingToken(int32_t(batch.samples.size()) - 1);
+  sequence.pending_step = planned_steps_;
 }
 
 }  // namespace kvasir

@@ -32,8 +32,11 @@ struct Sequence {
   int32_t final_size = 0;  // prompt + max_tokens
   int32_t min_size = 0;    // prompt + min_tokens: end ids are suppressed until then
   int32_t choice = 0;
-  int32_t computed = 0;  // leading tokens whose KV lies in slots
-  int32_t granted = 0;   // tokens to compute in the step being planned
+  int32_t computed = 0;      // leading tokens whose KV lies in slots
+  int32_t launched = 0;      // the same once the steps under way are done
+  int32_t granted = 0;       // tokens to compute in the step being planned
+  int32_t pending = 0;       // < 0: a step under way samples its next token, under this name (PendingToken)
+  int64_t pending_step = 0;  // that step
   int32_t preemptions = 0;
   Place place = Place::kWaiting;
   bool scores_prompt = false;
@@ -43,6 +46,8 @@ struct Sequence {
   Rank rank;
 
   explicit Sequence(Request& owner);
+  // Tokens there are once the step under way is done.
+  int32_t known() const { return int32_t(tokens.size()) + (pending < 0 ? 1 : 0); }
 };
 
 struct Choice {

@@ -362,7 +362,7 @@ TEST_F(EngineTest, PriorityRunsEarlierAndGivesWayLast) {
 
 TEST_F(EngineTest, WatchdogSeesAStepThatIsOverdue) {
   struct Slow : Executor {
-    Status Execute(const StepBatch& batch, StepResult& result) override {
+    Status Launch(const StepBatch& batch, StepResult& result) override {
       clock->Advance(31'000'000);
       healthy_during = engine->Healthy();
       for (size_t i = 0; i < batch.samples.size(); ++i) result.samples[i] = {.token = 1};

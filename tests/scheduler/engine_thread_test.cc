@@ -15,7 +15,7 @@ namespace {
 class QuickExecutor : public Executor {
  public:
   explicit QuickExecutor(int64_t fail_at = -1) : fail_at_(fail_at) {}
-  Status Execute(const StepBatch& batch, StepResult& result) override {
+  Status Launch(const StepBatch& batch, StepResult& result) override {
     if (++steps_ == fail_at_) return Internal("the device was lost (injected)");
     for (size_t i = 0; i < batch.samples.size(); ++i) result.samples[i] = {.token = int32_t(batch.samples[i].counter % 50)};
     return OkStatus();

@@ -72,8 +72,9 @@ void ShadowExecutor::CheckGroup(const StepBatch& batch, size_t index, size_t gro
   const size_t last_cell = groups_[group].cells - 1;
   const int32_t first_read = FirstRead(group, table.num_slots - slice.num_rows);
   for (int32_t block = 0; block * block_tokens_ < table.num_slots; ++block) {
-    const bool outside = block < first_read / block_tokens_;
-    if (outside == (table.blocks[block] == kNoBlock)) continue;
+    const bool outside = block < first_read / block_tokens_, gone = table.blocks[block] == kNoBlock;
+    // What only the step under way read is let go when that is finished.
+    if (outside == gone || (outside && depth_ > 1)) continue;
     return Report(fmt::format("request {} {} block {} of group {}, but its tokens read from position {} on ({})",
                               batch.request_ids[index], outside ? "still holds" : "has let go of", block, group, first_read,
                               when));
@@ -105,7 +106,7 @@ void ShadowExecutor::WriteRows(const StepBatch& batch, size_t index) {
       Report(fmt::format("row {} has position {} but its slot is {}", row, batch.positions[size_t(row)], position));
     }
     const uint64_t before = position == 0 ? ChainRoot(request.tenant) : At(0, table, position - 1)->chain;
-    const int32_t token = batch.token_ids[size_t(row)];
+    const int32_t token = TokenOf(batch.token_ids[size_t(row)]);
     for (size_t g = 0; g < groups_.size(); ++g) {
       const SequenceTable& own = batch.tables[g][size_t(slice.kv)];
       if (own.num_slots != table.num_slots) Report("groups disagree about the slots in use");
@@ -129,15 +130,17 @@ void ShadowExecutor::WriteRows(const StepBatch& batch, size_t index) {
 // The text in the slots is prompt + output, and nothing is missing.
 void ShadowExecutor::CheckText(const StepBatch& batch, size_t index, const SampleRow& sample) {
   const SequenceTable& table = batch.tables[0][size_t(batch.slices[index].kv)];
-  const int32_t prompt = int32_t(sample.prompt.size());
-  if (table.num_slots != prompt + int32_t(sample.output.size())) {
+  const int32_t prompt = int32_t(sample.prompt.size()), output = int32_t(sample.output.size());
+  if (table.num_slots != prompt + output + (IsPending(sample.pending) ? 1 : 0)) {
     return Report(fmt::format("request {} samples with {} slots but has {} + {} tokens", batch.request_ids[index],
-                              table.num_slots, prompt, sample.output.size()));
+                              table.num_slots, prompt, output));
   }
   uint64_t chain = ChainRoot(requests_[batch.request_ids[index]].tenant);
   const int32_t first_read = FirstRead(0, table.num_slots - 1);
   for (int32_t p = 0; p < table.num_slots; ++p) {
-    const int32_t expected = p < prompt ? sample.prompt[size_t(p)] : sample.output[size_t(p - prompt)];
+    const int32_t expected = p < prompt            ? sample.prompt[size_t(p)]
+                             : p - prompt < output ? sample.output[size_t(p - prompt)]
+                                                   : TokenOf(sample.pending);
     chain = ChainNext(chain, expected);
     if (p < first_read || (At(0, table, p)->token == expected && At(0, table, p)->chain == chain)) continue;
     return Report(fmt::format("request {} has token {} in slot {} but its text has {}", batch.request_ids[index],
@@ -159,7 +162,7 @@ void ShadowExecutor::Sample(const StepBatch& batch, StepResult& result) {
     const size_t index = slice_of(batch.sample_rows[i]);
     CheckText(batch, index, sample);
     result.samples[i] = {};
-    result.samples[i].finite = requests_[batch.request_ids[index]].poison_at != int64_t(sample.output.size());
+    result.samples[i].finite = requests_[batch.request_ids[index]].poison_at != int64_t(sample.counter);
     result.samples[i].token = ShadowToken(chain_at(batch.sample_rows[i]), sample.params->seed, sample.stream, sample.counter,
                                           vocab_, sample.suppressed);
   }
@@ -170,10 +173,16 @@ void ShadowExecutor::Sample(const StepBatch& batch, StepResult& result) {
   }
 }
 
-Status ShadowExecutor::Execute(const StepBatch& batch, StepResult& result) {
+Status ShadowExecutor::Launch(const StepBatch& batch, StepResult& result) {
   ++steps_;
   clock_->Advance(int64_t(rng_.Below(5000)));
-  if (steps_ == fail_at_step_) return Internal("the device was lost (injected)");
+  if (int(launched_.size()) >= depth_) return Internal("{} steps are under way, and another is launched", launched_.size());
+  launched_.push_back({&result, {}, OkStatus()});
+  if (fail_at_step_ > 0 && steps_ >= fail_at_step_) {
+    // Devices often tell only when they are waited for, and by then another step may be under way.
+    launched_.back().status = Internal("the device was lost (injected)");
+    return rng_.Chance(0.5) ? launched_.back().status : OkStatus();
+  }
   for (const BlockCopy& copy : batch.copies) {
     const auto from = slots_.begin() + int64_t(copy.from * granule_cells_),
                to = slots_.begin() + int64_t(copy.to * granule_cells_);
@@ -185,8 +194,29 @@ Status ShadowExecutor::Execute(const StepBatch& batch, StepResult& result) {
   if (!failure_.empty()) return Internal("the step cannot be computed: {}", failure_);
   for (size_t i = 0; i < batch.slices.size(); ++i) WriteRows(batch, i);
   for (size_t i = 0; i < batch.slices.size(); ++i) CheckSlots(batch, i, true, "own step");
-  Sample(batch, result);
+  StepResult& own = launched_.back().result;
+  own.samples.resize(result.samples.size());
+  own.scores.resize(result.scores.size());
+  Sample(batch, own);
+  previous_tokens_.clear();
+  for (const SampleResult& sample : own.samples) previous_tokens_.push_back(sample.token);
   return OkStatus();
+}
+
+Status ShadowExecutor::Finish() {
+  KVASIR_CHECK(!launched_.empty(), "no step to finish");
+  Launched step = std::move(launched_.front());
+  launched_.pop_front();
+  clock_->Advance(int64_t(rng_.Below(1000)));
+  if (step.status.ok()) *step.wanted = std::move(step.result);
+  return step.status;
+}
+
+int32_t ShadowExecutor::TokenOf(int32_t id) {
+  if (!IsPending(id)) return id;
+  if (size_t(SampleOf(id)) < previous_tokens_.size()) return previous_tokens_[size_t(SampleOf(id))];
+  Report(fmt::format("sample {} of a step with {} is named", SampleOf(id), previous_tokens_.size()));
+  return 0;
 }
 
 }  // namespace kvasir

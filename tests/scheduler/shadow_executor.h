@@ -3,11 +3,13 @@
 // sampled token is a hash of that text. So a wrong, stale, foreign or torn block is a reported failure and a wrong token too.
 // Several groups of layers share its memory as they share a device's: by the byte. A group with a window is checked where its
 // tokens read, and nothing before that may be held. A group may be a recurrent state instead: one slot per block, overwritten by
-// every token. Used by the simulator.
+// every token. With a depth of 2 a step's results are given only when it is finished, and what they name is known here alone.
+// Used by the simulator.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <span>
 #include <string>
@@ -42,7 +44,10 @@ class ShadowExecutor : public Executor {
   ShadowExecutor(const KvCache& cache, int state_group, int32_t vocab, FakeClock* clock, uint64_t seed);
   void Add(uint64_t request_id, ShadowRequest request) { requests_[request_id] = request; }
   void FailAtStep(int64_t step) { fail_at_step_ = step; }
-  Status Execute(const StepBatch& batch, StepResult& result) override;
+  void SetDepth(int depth) { depth_ = depth; }
+  int depth() const override { return depth_; }
+  Status Launch(const StepBatch& batch, StepResult& result) override;
+  Status Finish() override;
 
   const std::string& failure() const { return failure_; }  // the first thing found wrong; empty = none
   int64_t steps() const { return steps_; }
@@ -80,6 +85,7 @@ class ShadowExecutor : public Executor {
   void WriteRows(const StepBatch& batch, size_t index);
   void CheckText(const StepBatch& batch, size_t index, const SampleRow& sample);
   void Sample(const StepBatch& batch, StepResult& result);
+  int32_t TokenOf(int32_t id);  // an id of the batch, or what it names
   void Report(std::string what);
 
   const int block_tokens_;
@@ -92,6 +98,14 @@ class ShadowExecutor : public Executor {
   std::vector<uint64_t> chains_;  // of the text being checked, by position; 0 where it cannot be known
   std::unordered_map<uint64_t, ShadowRequest> requests_;
   std::string failure_;
+  struct Launched {
+    StepResult* wanted;  // of the caller
+    StepResult result;
+    Status status;
+  };
+  std::deque<Launched> launched_;
+  std::vector<int32_t> previous_tokens_;  // samples of the step before
+  int depth_ = 1;
   int64_t steps_ = 0, fail_at_step_ = -1;
 };
 

@@ -39,6 +39,8 @@ constexpr NamedMutation kMutations[] = {
     {Mutation::kForgetRetry, "ForgetRetry"},
     {Mutation::kPinWithoutPromise, "PinWithoutPromise"},
     {Mutation::kLatestFirst, "LatestFirst"},
+    {Mutation::kKeepPending, "KeepPending"},
+    {Mutation::kPendingUncounted, "PendingUncounted"},
     {Mutation::kTrimTooFar, "TrimTooFar"},
     {Mutation::kTrimForgets, "TrimForgets"},
     {Mutation::kMatchWithoutWindow, "MatchWithoutWindow"},

@@ -136,6 +136,7 @@ void World::Build() {
   }
   cache_ = std::make_unique<KvCache>(kv_config_);
   executor_ = std::make_unique<ShadowExecutor>(*cache_, state_group_, vocab_, &clock_, seed_);
+  executor_->SetDepth(rng_.Chance(0.5) ? 2 : 1);
   if (do_fault_) executor_->FailAtStep(rng_.Between(1, 80));
   engine_ = std::make_unique<Engine>(config_, cache_.get(), executor_.get(), &clock_);
 }

@@ -31,7 +31,7 @@ class ScriptedExecutor : public Executor {
   }
   void FailNow() { fail_ = true; }
 
-  Status Execute(const StepBatch& batch, StepResult& result) override {
+  Status Launch(const StepBatch& batch, StepResult& result) override {
     {
       std::unique_lock lock(mutex_);
       changed_.wait(lock, [this] { return !hold_; });
