@@ -113,7 +113,7 @@ void Scheduler::CommitSequence(const StepEntry& entry, int64_t now, std::span<Sa
   Request& request = *sequence.request;
   const int32_t prompt_left = sequence.prompt_size - sequence.computed;
   counters_.computed_prompt_tokens += std::clamp(prompt_left, 0, entry.tokens);
-  if (sequence.pending_step == ended_steps_ && !KVASIR_MUTATED(kKeepPending)) sequence.pending = 0;  // its token is here
+  if (sequence.pending_step == uint8_t(ended_steps_) && !KVASIR_MUTATED(kKeepPending)) sequence.pending = 0;  // its token is here
   const auto broken = [](const SampleResult& result) { return !result.finite; };
   if (std::any_of(samples.begin(), samples.end(), broken) || std::any_of(scores.begin(), scores.end(), broken)) [[unlikely]] {
     // What this row computed is not to be trusted, so it is not published either.

@@ -81,6 +81,7 @@ class Scheduler {
   int32_t ScoresOwed(const Sequence& sequence, int32_t first, int32_t count) const;
   int32_t SamplesOwed(const Sequence& sequence) const;
   void AppendToBatch(Sequence& sequence, StepBatch& batch);
+  void AppendSample(const Sequence& sequence, int32_t choice, int32_t row, StepBatch& batch);
   void AppendSamples(Sequence& sequence, int32_t row, StepBatch& batch);
 
   // scheduler.cc: state

@@ -246,35 +246,36 @@ void Scheduler::AppendToBatch(Sequence& sequence, StepBatch& batch) {
   sequence.granted = 0;
 }
 
-void Scheduler::AppendSamples(Sequence& sequence, int32_t row, StepBatch& batch) {
+// Filled in place: a copy of what was just written in pieces would wait for them, for every row of every step.
+void Scheduler::AppendSample(const Sequence& sequence, int32_t choice, int32_t row, StepBatch& batch) {
   const Request& request = *sequence.request;
   const size_t prompt_size = size_t(sequence.prompt_size);
-  SampleRow sample = {.params = &request.params->sampling,
-                      .prompt = std::span(sequence.tokens).first(prompt_size),
-                      .output = std::span(sequence.tokens).subspan(prompt_size),
-                      .pending = sequence.pending,
-                      .counter = uint64_t(sequence.known()) - prompt_size};
+  UnderWay(planned_steps_).choices.push_back(choice);
+  batch.sample_rows.push_back(row);
+  SampleRow& sample = batch.samples.emplace_back();
+  sample.params = &request.params->sampling;
+  sample.prompt = std::span(sequence.tokens).first(prompt_size);
+  sample.output = std::span(sequence.tokens).subspan(prompt_size);
+  sample.pending = sequence.pending;
+  sample.stream = KVASIR_MUTATED(kStreamZero) && sequence.forked ? 0 : uint64_t(choice);
+  sample.counter = uint64_t(sequence.known()) - prompt_size;
   if (KVASIR_MUTATED(kPendingUncounted)) sample.counter = sequence.tokens.size() - prompt_size;
   if (KVASIR_MUTATED(kCounterFromStep)) sample.counter = uint64_t(counters_.steps);
   if (sequence.known() < sequence.min_size) sample.suppressed = request.end_ids;
-  std::vector<int32_t>& choices = UnderWay(planned_steps_).choices;
-  const auto add = [&](int32_t choice) {
-    sample.stream = KVASIR_MUTATED(kStreamZero) && sequence.forked ? 0 : uint64_t(choice);
-    choices.push_back(choice);
-    batch.sample_rows.push_back(row);
-    batch.samples.push_back(sample);
-  };
+}
+
+void Scheduler::AppendSamples(Sequence& sequence, int32_t row, StepBatch& batch) {
   if (sequence.forked) {
-    add(sequence.choice);
+    AppendSample(sequence, sequence.choice, row, batch);
   } else {
     // The root's last prompt row gives every choice its first token.
+    const Request& request = *sequence.request;
     for (size_t choice = 0; choice < request.choices.size(); ++choice)
-      if (request.choices[choice].open) add(int32_t(choice));
+      if (request.choices[choice].open) AppendSample(sequence, int32_t(choice), row, batch);
+    if (request.open_choices > 1) return;  // they must have forked before they go on
   }
-  // Choices that are still to fork must be there before they go on.
-  if (!sequence.forked && request.open_choices > 1) return;
   sequence.pending = PendingToken(int32_t(batch.samples.size()) - 1);
-  sequence.pending_step = planned_steps_;
+  sequence.pending_step = uint8_t(planned_steps_);
 }
 
 }  // namespace kvasir

@@ -32,13 +32,13 @@ struct Sequence {
   int32_t final_size = 0;  // prompt + max_tokens
   int32_t min_size = 0;    // prompt + min_tokens: end ids are suppressed until then
   int32_t choice = 0;
-  int32_t computed = 0;      // leading tokens whose KV lies in slots
-  int32_t launched = 0;      // the same once the steps under way are done
-  int32_t granted = 0;       // tokens to compute in the step being planned
-  int32_t pending = 0;       // < 0: a step under way samples its next token, under this name (PendingToken)
-  int64_t pending_step = 0;  // that step
+  int32_t computed = 0;  // leading tokens whose KV lies in slots
+  int32_t launched = 0;  // the same once the steps under way are done
+  int32_t granted = 0;   // tokens to compute in the step being planned
+  int32_t pending = 0;   // < 0: a step under way samples its next token, under this name (PendingToken)
   int32_t preemptions = 0;
   Place place = Place::kWaiting;
+  uint8_t pending_step = 0;  // the step that `pending` is of, modulo 256
   bool scores_prompt = false;
   bool forked = false;          // samples for itself alone; a root samples for all choices of its request
   std::vector<int32_t> tokens;  // prompt + generated; filled when the sequence is first considered for a step
