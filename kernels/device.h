@@ -158,6 +158,16 @@ class Device {
   virtual void CopyOnDevice(void* dst, const void* src, size_t bytes) = 0;  // a whole block: copy-on-write
   virtual Status Synchronize() = 0;  // waits; an error here means the device is lost and nothing computed since is to be used
 
+  // --- results ----------------------------------------------------------------------------------------------------
+  // Whether ops return before they are computed, and a step may be called before the results of the one before it are read. Only
+  // then may ids (of Embed, and of what SampleRow says was generated) be pending: they name a sample of the step before.
+  virtual bool RunsAhead() const { return false; }
+  // What is sampled and scored from here on is a step's: its results are there when FinishResults says so, and where they go must
+  // stay until then. Two steps may be started and not finished. Without it Sample and ScoreTokens wait.
+  virtual void StartResults(int /*num_samples*/) {}
+  // Waits for the oldest step that was started and not finished; an error as of Synchronize.
+  virtual Status FinishResults() { return Synchronize(); }
+
   // --- weights ----------------------------------------------------------------------------------------------------
   // Packs the matrices, one under another (same cols), as one linear weight; values are converted to `dtype`, and then
   // quantised where a format is given. A part that is quantised already must have that format; it is taken as it is.
@@ -186,7 +196,7 @@ class Device {
   virtual void PrepareStep(std::span<const SequenceSlice> /*slices*/, std::span<const PagedKv> /*kv*/) {}
 
   // --- ops --------------------------------------------------------------------------------------------------------
-  // out[i, :] = table[ids[i], :] * scale                                     out [n, cols]
+  // out[i, :] = table[ids[i], :] * scale; ids may be pending                 out [n, cols]
   virtual void Embed(const Weight& table, std::span<const int32_t> ids, float scale, float* out) = 0;
   // residual[i, :] += delta_scale * delta[i, :] (when delta != nullptr); out = norm(residual).  [rows, width]
   // out may equal residual only when delta == nullptr.

@@ -44,10 +44,10 @@ struct SampleRow {
   const SamplingParams* params = nullptr;
   std::span<const int32_t> prompt;      // token ids, for repetition_penalty
   std::span<const int32_t> output;      // token ids generated so far, for the penalties
-  int32_t pending = 0;                  // < 0: one more was generated, and this is its name (PendingToken)
   std::span<const int32_t> suppressed;  // ids that must not be chosen now (end tokens before min_tokens)
   uint64_t stream = 0;                  // Philox stream: index of the choice (n > 1)
   uint64_t counter = 0;                 // Philox counter: index of the generated token
+  int32_t pending = 0;                  // < 0: one more than `output` was generated, under this name (PendingToken)
 };
 
 struct TokenLogprob {

@@ -169,7 +169,8 @@ Status Decoder::CheckInput(const ForwardInput& input) const {
     return InvalidArgument("a step of {} tokens; wanted 1 to max_step_tokens = {}", rows, max_step_tokens_);
   if (input.positions.size() != rows) return InvalidArgument("{} positions for {} tokens", input.positions.size(), rows);
   for (size_t i = 0; i < rows; ++i) {
-    if (input.token_ids[i] < 0 || input.token_ids[i] >= config_.vocab_size)
+    const bool pending = IsPending(input.token_ids[i]) && device_->RunsAhead();
+    if (!pending && (input.token_ids[i] < 0 || input.token_ids[i] >= config_.vocab_size))
       return InvalidArgument("token id {} in row {} is outside the vocabulary of {}", input.token_ids[i], i, config_.vocab_size);
     if (input.positions[i] < 0 || input.positions[i] >= max_model_len_)
       return OutOfRange("position {} in row {} is beyond the context of {} tokens", input.positions[i], i, max_model_len_);

@@ -31,6 +31,7 @@ ModelExecutor::~ModelExecutor() {
 }
 
 Status ModelExecutor::Launch(const StepBatch& batch, StepResult& result) {
+  device_->StartResults(int(batch.samples.size()));
   for (const BlockCopy& copy : batch.copies) {
     device_->CopyOnDevice(arena_ + copy.to * granule_bytes_, arena_ + copy.from * granule_bytes_, size_t(copy.bytes));
   }
@@ -38,8 +39,7 @@ Status ModelExecutor::Launch(const StepBatch& batch, StepResult& result) {
   const ForwardInput input = {.token_ids = batch.token_ids, .positions = batch.positions, .slices = batch.slices, .kv = kv_};
   KVASIR_RETURN_IF_ERROR(model_->Forward(input));
   KVASIR_RETURN_IF_ERROR(SampleRows(batch, result));
-  KVASIR_RETURN_IF_ERROR(ScoreRows(batch, result));
-  return device_->Synchronize();
+  return ScoreRows(batch, result);
 }
 
 Status ModelExecutor::SampleRows(const StepBatch& batch, StepResult& result) {

@@ -23,7 +23,9 @@ class ModelExecutor : public Executor {
   ModelExecutor(const ModelExecutor&) = delete;
   ModelExecutor& operator=(const ModelExecutor&) = delete;
 
+  int depth() const override { return device_->RunsAhead() ? 2 : 1; }
   Status Launch(const StepBatch& batch, StepResult& result) override;
+  Status Finish() override { return device_->FinishResults(); }
 
  private:
   ModelExecutor(Model* model, Device* device, int64_t granule_bytes, std::byte* arena, int max_logits_rows);

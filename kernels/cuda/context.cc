@@ -131,7 +131,7 @@ void CudaContext::FreeRing(Ring& ring) {
   ring = {.segment_per_upload = ring.segment_per_upload};
 }
 
-const void* CudaContext::UploadBytes(Ring& ring, const void* host, size_t bytes) {
+void* CudaContext::UploadBytes(Ring& ring, const void* host, size_t bytes) {
   constexpr size_t kAlign = 256;
   if (bytes == 0 || !status_.ok()) return nullptr;
   const size_t room = (bytes + kAlign - 1) / kAlign * kAlign;

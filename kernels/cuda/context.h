@@ -52,8 +52,8 @@ class CudaContext {
   // context has failed or the array is empty. Upload's is there for the current op, UploadStep's until it is called kStepUploads
   // more times.
   template <typename T>
-  const T* Upload(std::span<const T> host) {
-    return static_cast<const T*>(UploadBytes(op_ring_, host.data(), host.size_bytes()));
+  T* Upload(std::span<const T> host) {
+    return static_cast<T*>(UploadBytes(op_ring_, host.data(), host.size_bytes()));
   }
   const std::byte* UploadStep(std::span<const std::byte> host) {
     return static_cast<const std::byte*>(UploadBytes(step_ring_, host.data(), host.size_bytes()));
@@ -83,7 +83,7 @@ class CudaContext {
     size_t used = 0;  // of the segment
     std::array<cudaEvent_t, kSegments> done = {};
   };
-  const void* UploadBytes(Ring& ring, const void* host, size_t bytes);
+  void* UploadBytes(Ring& ring, const void* host, size_t bytes);
   void* TemporaryBytes(Scratch use, size_t bytes);
   bool MakeRing(Ring& ring, size_t segment_bytes);
   static void FreeRing(Ring& ring);

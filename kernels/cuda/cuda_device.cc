@@ -34,6 +34,12 @@ void CudaDevice::CopyOnDevice(void* dst, const void* src, size_t bytes) {
 Status CudaDevice::Synchronize() {
   return context_->Synchronize();
 }
+void CudaDevice::StartResults(int num_samples) {
+  results_.Start(num_samples);
+}
+Status CudaDevice::FinishResults() {
+  return results_.Finish();
+}
 void CudaDevice::PrepareStep(std::span<const SequenceSlice> slices, std::span<const PagedKv> kv) {
   tables_.Prepare(*context_, slices, kv);
 }
@@ -49,7 +55,7 @@ StatusOr<Weight> CudaDevice::PackVector(std::span<const HostMatrix> parts) {
 }
 
 void CudaDevice::Embed(const Weight& table, std::span<const int32_t> ids, float scale, float* out) {
-  CudaEmbed(*context_, table, ids, scale, out);
+  CudaEmbed(*context_, results_, table, ids, scale, out);
 }
 void CudaDevice::AddNorm(float* residual, const float* delta, float delta_scale, const Norm& norm, int rows, int width,
                          float* out) {
@@ -118,11 +124,11 @@ void CudaDevice::DeltaRule(const float* qkv, const float* gates, int64_t gate_st
   CudaDeltaRule(*context_, qkv, gates, gate_stride, net, a_log, dt_bias, layer, tables_.Get(*context_, slices, kv), out);
 }
 void CudaDevice::Sample(const float* logits, int vocab, std::span<const SampleRow> rows, std::span<SampleResult> results) {
-  CudaSample(*context_, logits, vocab, rows, results);
+  CudaSample(*context_, results_, logits, vocab, rows, results);
 }
 void CudaDevice::ScoreTokens(const float* logits, int vocab, std::span<const int32_t> tokens, std::span<const int32_t> num_top,
                              std::span<SampleResult> results) {
-  CudaScoreTokens(*context_, logits, vocab, tokens, num_top, results);
+  CudaScoreTokens(*context_, results_, logits, vocab, tokens, num_top, results);
 }
 
 StatusOr<std::unique_ptr<Device>> MakeCudaDevice(int index) {

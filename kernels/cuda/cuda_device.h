@@ -2,10 +2,12 @@
 // after another on one stream. The ops themselves are in the other files here; this one only joins them. Made by MakeCudaDevice
 // (kernels/device.h).
 //
-// Ops return when they are enqueued; only Sample, ScoreTokens, CopyToHost and Synchronize wait.
+// Ops return when they are enqueued; only CopyToHost, Synchronize and FinishResults wait, and Sample and ScoreTokens outside of
+// a step's results.
 #pragma once
 
 #include "kernels/cuda/context.h"
+#include "kernels/cuda/results.h"
 #include "kernels/cuda/step.h"
 #include "kernels/device.h"
 
@@ -13,7 +15,7 @@ namespace kvasir {
 
 class CudaDevice final : public Device {
  public:
-  explicit CudaDevice(std::unique_ptr<CudaContext> context) : context_(std::move(context)) {}
+  explicit CudaDevice(std::unique_ptr<CudaContext> context) : context_(std::move(context)), results_(context_.get()) {}
 
   DeviceInfo Info() const override;
 
@@ -23,6 +25,9 @@ class CudaDevice final : public Device {
   void CopyToHost(void* host, const void* src, size_t bytes) override;
   void CopyOnDevice(void* dst, const void* src, size_t bytes) override;
   Status Synchronize() override;
+  bool RunsAhead() const override { return true; }
+  void StartResults(int num_samples) override;
+  Status FinishResults() override;
   void PrepareStep(std::span<const SequenceSlice> slices, std::span<const PagedKv> kv) override;
 
   StatusOr<Weight> PackLinear(std::span<const HostMatrix> parts, DType dtype, QuantFormat quant) override;
@@ -62,6 +67,7 @@ class CudaDevice final : public Device {
 
  private:
   std::unique_ptr<CudaContext> context_;
+  StepResults results_;
   StepTables tables_;
 };
 

@@ -268,17 +268,19 @@ NormSpec Spec(const Norm& norm) {
 
 }  // namespace
 
-void CudaEmbed(CudaContext& context, const Weight& table, std::span<const int32_t> ids, float scale, float* out) {
-  for (const int32_t id : ids) KVASIR_CHECK(id >= 0 && id < table.rows, "token id {} but the table has {} rows", id, table.rows);
-  const int32_t* const uploaded = context.Upload(ids);
+void CudaEmbed(CudaContext& context, StepResults& step, const Weight& table, std::span<const int32_t> ids, float scale,
+               float* out) {
+  for (const int32_t id : ids) KVASIR_CHECK(id < table.rows, "token id {} but the table has {} rows", id, table.rows);
+  int32_t* const uploaded = context.Upload(ids);
   if (uploaded == nullptr) return;
+  if (std::any_of(ids.begin(), ids.end(), IsPending)) step.Resolve(uploaded, int(ids.size()));
   const dim3 grid = RowGrid(context, int64_t(ids.size()), table.cols);
   if (table.dtype == DType::kF32) {
-    Launch(EmbedKernel<float>, grid, kThreads, 0, context.stream(), static_cast<const float*>(table.packed), false, uploaded,
-           table.cols, scale, out);
+    Launch(EmbedKernel<float>, grid, kThreads, 0, context.stream(), static_cast<const float*>(table.packed), false,
+           static_cast<const int32_t*>(uploaded), table.cols, scale, out);
   } else {
     Launch(EmbedKernel<uint16_t>, grid, kThreads, 0, context.stream(), static_cast<const uint16_t*>(table.packed),
-           table.dtype == DType::kF16, uploaded, table.cols, scale, out);
+           table.dtype == DType::kF16, static_cast<const int32_t*>(uploaded), table.cols, scale, out);
   }
   context.CheckLaunch("embedding");
 }

@@ -8,7 +8,10 @@
 #include <type_traits>
 
 #ifdef KVASIR_SIMT
+#include <tuple>
+
 #include "tests/simt/simt.h"
+#include "tests/simt/stream.h"
 #endif
 
 namespace kvasir {
@@ -19,8 +22,10 @@ template <typename... Params, typename... Args>
 void Launch(void (*kernel)(Params...), dim3 grid, int block, size_t shared, cudaStream_t stream, Args&&... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
 #ifdef KVASIR_SIMT
-  simt::Run(grid, block, shared, [&] { kernel(Params(args)...); });
   (void)stream;
+  simt::Enqueue([=, params = std::tuple<Params...>(Params(args)...)] {
+    simt::Run(grid, block, shared, [&] { std::apply(kernel, params); });
+  });
 #else
   // Beyond 48 KB a kernel must be allowed to; the call is cheap and remembered by the driver.
   if (shared > 48 * 1024)

@@ -26,6 +26,7 @@ struct SampleCall {
   std::vector<std::byte> bytes;  // all of these, to be uploaded at once
   int alternatives = 0;
   bool sums = false;
+  bool pending = false;  // among the ids
 };
 
 bool UsesPenalties(const SamplingParams& params) {
@@ -36,7 +37,7 @@ bool NeedsAdjusting(const SampleRow& row) {
   const SamplingParams& params = *row.params;
   return !params.allowed_token_ids.empty() || !row.suppressed.empty() || !params.logit_bias.empty() ||
          (params.repetition_penalty != 1 && !(row.prompt.empty() && row.output.empty())) ||
-         (UsesPenalties(params) && !row.output.empty());
+         (UsesPenalties(params) && !(row.output.empty() && !IsPending(row.pending)));
 }
 
 void AppendIds(SampleCall& call, std::span<const int32_t> ids, int vocab) {
@@ -71,7 +72,10 @@ SampleAdjust DescribeAdjusting(SampleCall& call, const SampleRow& row, int vocab
   adjust.repetition = params.repetition_penalty;
   if (params.repetition_penalty != 1) AppendIds(call, row.prompt, vocab);
   adjust.output = place();
-  if (params.repetition_penalty != 1 || UsesPenalties(params)) AppendIds(call, row.output, vocab);
+  if (params.repetition_penalty != 1 || UsesPenalties(params)) {
+    AppendIds(call, row.output, vocab);
+    if (IsPending(row.pending)) call.ids.push_back(row.pending), call.pending = true;
+  }
   adjust.end = place();
   adjust.frequency = params.frequency_penalty, adjust.presence = params.presence_penalty;
   return adjust;
@@ -131,8 +135,25 @@ T* Take(std::byte* base, size_t& used, size_t count) {
   return at;
 }
 
-// Runs what the call has collected, and fills the results.
-void Compute(CudaContext& context, SampleCall& call, int vocab, std::span<SampleResult> results) {
+void FillResults(std::span<const SampleSpec> specs, const std::byte* bytes, size_t alternatives_at,
+                 std::span<SampleResult> results) {
+  const auto* const answers = reinterpret_cast<const SampleAnswer*>(bytes);
+  const auto* const alternatives = reinterpret_cast<const SampleAlternative*>(bytes + alternatives_at);
+  for (size_t i = 0; i < specs.size(); ++i) {
+    SampleResult& result = results[i];
+    result.token = answers[i].token, result.finite = answers[i].finite != 0;
+    result.logprob = answers[i].logprob, result.rank = answers[i].rank;
+    if (!result.finite) continue;
+    for (int32_t n = 0; n < specs[i].num_top; ++n) {
+      const SampleAlternative& top = alternatives[specs[i].top_at + n];
+      result.top.push_back({top.token, top.logprob});
+    }
+  }
+}
+
+// Runs what the call has collected; the results are filled when the step's are read.
+void Compute(CudaContext& context, StepResults& step, SampleCall& call, int vocab, int32_t* tokens,
+             std::span<SampleResult> results) {
   const size_t items = call.items.size(), rows = call.specs.size();
   const auto cut = [&](std::byte* base, size_t& used, Scratch& scratch) {
     SampleScan& scan = scratch.scan;
@@ -168,8 +189,9 @@ void Compute(CudaContext& context, SampleCall& call, int vocab, std::span<Sample
   const size_t items_at = Append(call.bytes, call.items), adjusts_at = Append(call.bytes, call.adjusts),
                specs_at = Append(call.bytes, call.specs), ids_at = Append(call.bytes, call.ids),
                biases_at = Append(call.bytes, call.biases);
-  const std::byte* const uploaded = context.Upload<std::byte>(call.bytes);
+  std::byte* const uploaded = context.Upload<std::byte>(call.bytes);
   if (uploaded == nullptr) return;
+  if (call.pending) step.Resolve(reinterpret_cast<int32_t*>(uploaded + ids_at), int(call.ids.size()));
   context.Check(cudaMemsetAsync(scratch.scan.bad, 0, items * sizeof(uint32_t), context.stream()), "clearing marks");
   if (!call.adjusts.empty())
     AdjustSamples(context, reinterpret_cast<const SampleAdjust*>(uploaded + adjusts_at), int(call.adjusts.size()),
@@ -177,30 +199,19 @@ void Compute(CudaContext& context, SampleCall& call, int vocab, std::span<Sample
                   scratch.scan);
   ScanSamples(context, reinterpret_cast<const SampleItem*>(uploaded + items_at), int(items), call.sums, scratch.scan);
   AnswerSamples(context, reinterpret_cast<const SampleSpec*>(uploaded + specs_at), int(rows), scratch.scan, scratch.answers,
-                scratch.alternatives);
+                scratch.alternatives, tokens);
 
   // Answers and alternatives lie side by side.
-  call.bytes.resize(size_t(reinterpret_cast<std::byte*>(scratch.alternatives + call.alternatives) - memory));
-  context.Download(call.bytes.data(), memory, call.bytes.size());
-  if (!context.status().ok()) return;
-  const auto* const answers = reinterpret_cast<const SampleAnswer*>(call.bytes.data());
-  const auto* const alternatives = reinterpret_cast<const SampleAlternative*>(
-      call.bytes.data() + (reinterpret_cast<std::byte*>(scratch.alternatives) - memory));
-  for (size_t i = 0; i < rows; ++i) {
-    SampleResult& result = results[i];
-    result.token = answers[i].token, result.finite = answers[i].finite != 0;
-    result.logprob = answers[i].logprob, result.rank = answers[i].rank;
-    if (!result.finite) continue;
-    for (int32_t n = 0; n < call.specs[i].num_top; ++n) {
-      const SampleAlternative& top = alternatives[call.specs[i].top_at + n];
-      result.top.push_back({top.token, top.logprob});
-    }
-  }
+  const size_t alternatives_at = size_t(reinterpret_cast<std::byte*>(scratch.alternatives) - memory);
+  step.Collect(memory, alternatives_at + size_t(call.alternatives) * sizeof(SampleAlternative),
+               [specs = std::move(call.specs), alternatives_at, results](const std::byte* bytes) {
+                 FillResults(specs, bytes, alternatives_at, results);
+               });
 }
 
 // Rows by parts that fit; add(call, row) appends one.
 template <typename Add>
-void ForParts(CudaContext& context, int vocab, std::span<SampleResult> results, Add add) {
+void ForParts(CudaContext& context, StepResults& step, int vocab, bool samples, std::span<SampleResult> results, Add add) {
   KVASIR_CHECK(vocab > 0 && vocab <= kMaxSampleVocab, "a vocabulary of {}; CUDA kernels are made for at most {}", vocab,
                kMaxSampleVocab);
   for (SampleResult& result : results) {  // what stays when the device has failed
@@ -214,22 +225,23 @@ void ForParts(CudaContext& context, int vocab, std::span<SampleResult> results, 
       if (call.adjusts.size() * size_t(vocab) * 8 > kMostAdjustedBytes) break;
       add(call, row);
     }
-    Compute(context, call, vocab, results.subspan(first, row - first));
+    int32_t* const tokens = samples ? step.TakeTokens(int(row - first)) : nullptr;
+    Compute(context, step, call, vocab, tokens, results.subspan(first, row - first));
     first = row;
   }
 }
 
 }  // namespace
 
-void CudaSample(CudaContext& context, const float* logits, int vocab, std::span<const SampleRow> rows,
+void CudaSample(CudaContext& context, StepResults& step, const float* logits, int vocab, std::span<const SampleRow> rows,
                 std::span<SampleResult> results) {
-  ForParts(context, vocab, results.first(rows.size()),
+  ForParts(context, step, vocab, true, results.first(rows.size()),
            [&](SampleCall& call, size_t row) { AddRow(call, logits + int64_t(row) * vocab, vocab, rows[row]); });
 }
 
-void CudaScoreTokens(CudaContext& context, const float* logits, int vocab, std::span<const int32_t> tokens,
+void CudaScoreTokens(CudaContext& context, StepResults& step, const float* logits, int vocab, std::span<const int32_t> tokens,
                      std::span<const int32_t> num_top, std::span<SampleResult> results) {
-  ForParts(context, vocab, results.first(tokens.size()), [&](SampleCall& call, size_t row) {
+  ForParts(context, step, vocab, false, results.first(tokens.size()), [&](SampleCall& call, size_t row) {
     SampleSpec spec;
     spec.logits = spec.adjusted = logits + int64_t(row) * vocab;
     spec.item = spec.plain_item = int32_t(call.items.size());

@@ -315,8 +315,8 @@ KVASIR_DEVICE void FillLogprobs(const SampleSpec& spec, const SampleScan& scan, 
   }
 }
 
-__global__ void __launch_bounds__(kMaxThreads, 2)
-    AnswerKernel(const SampleSpec* rows, SampleScan scan, SampleAnswer* answers, SampleAlternative* alternatives) {
+__global__ void __launch_bounds__(kMaxThreads, 2) AnswerKernel(const SampleSpec* rows, SampleScan scan, SampleAnswer* answers,
+                                                               SampleAlternative* alternatives, int32_t* tokens) {
   KVASIR_SHARED(DrawShared, shared);
   const SampleSpec spec = rows[blockIdx.x];
   SampleAnswer answer = {spec.given != 0 ? spec.token : 0, 0, 0, 0};
@@ -328,16 +328,18 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
     if (spec.given == 0) answer.token = spec.greedy != 0 ? best_id : Draw(spec, scan, best_id, RankedLogit(best), shared);
     if (spec.plain_item >= 0) FillLogprobs(spec, scan, answer.token, answer, alternatives, shared);
   }
-  if (threadIdx.x == 0) answers[blockIdx.x] = answer;
+  if (threadIdx.x != 0) return;
+  answers[blockIdx.x] = answer;
+  if (tokens != nullptr) tokens[blockIdx.x] = answer.token;
 }
 
 }  // namespace
 
 void AnswerSamples(CudaContext& context, const SampleSpec* rows, int count, const SampleScan& scan, SampleAnswer* answers,
-                   SampleAlternative* alternatives) {
+                   SampleAlternative* alternatives, int32_t* tokens) {
   int threads = 2 * gpu::kWarp;
   while (threads < kMaxThreads && threads * 16 < scan.vocab) threads *= 2;
-  Launch(AnswerKernel, dim3(count), threads, sizeof(DrawShared), context.stream(), rows, scan, answers, alternatives);
+  Launch(AnswerKernel, dim3(count), threads, sizeof(DrawShared), context.stream(), rows, scan, answers, alternatives, tokens);
   context.CheckLaunch("sampling");
 }
 

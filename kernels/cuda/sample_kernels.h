@@ -71,7 +71,8 @@ void AdjustSamples(CudaContext& context, const SampleAdjust* rows, int count, co
                    const SampleScan& scan);
 // Largest logits of all items, and, when any item wants them, sums.
 void ScanSamples(CudaContext& context, const SampleItem* items, int count, bool sums, const SampleScan& scan);
+// tokens: [count], of the answers, or nullptr.
 void AnswerSamples(CudaContext& context, const SampleSpec* rows, int count, const SampleScan& scan, SampleAnswer* answers,
-                   SampleAlternative* alternatives);
+                   SampleAlternative* alternatives, int32_t* tokens);
 
 }  // namespace kvasir

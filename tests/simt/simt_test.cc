@@ -146,9 +146,9 @@ void TooLittleShared() {
 }
 
 TEST(SimtDeathTest, WrongKernelsEndTheProgram) {
-  EXPECT_DEATH(Launch(HalfMeets, dim3(1), 32, 0, nullptr), "threads wait for others");
-  EXPECT_DEATH(Launch(Mixed, dim3(1), 32, 0, nullptr), "different warp-wide functions");
-  EXPECT_DEATH(Launch(TooLittleShared, dim3(1), 32, 16, nullptr), "shared memory");
+  EXPECT_DEATH((Launch(HalfMeets, dim3(1), 32, 0, nullptr), simt::RunQueued()), "threads wait for others");
+  EXPECT_DEATH((Launch(Mixed, dim3(1), 32, 0, nullptr), simt::RunQueued()), "different warp-wide functions");
+  EXPECT_DEATH((Launch(TooLittleShared, dim3(1), 32, 16, nullptr), simt::RunQueued()), "shared memory");
   const DeviceArray array(64);
   EXPECT_DEATH(*array.As<volatile float>() = 1, "");
 }

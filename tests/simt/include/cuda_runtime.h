@@ -1,4 +1,5 @@
-// The part of the CUDA runtime that kernels/cuda uses, on the host: memory of simt.h, copies and kernels done when asked for.
+// The part of the CUDA runtime that kernels/cuda uses, on the host: memory of simt.h, copies and kernels done when somebody waits
+// for them (stream.h).
 // Found before the toolkit's header when the emulation is compiled.
 #pragma once
 
@@ -67,6 +68,9 @@ enum cudaMemcpyKind {
 };
 using cudaStream_t = struct CudaStream*;
 using cudaEvent_t = struct CudaEvent*;
+using cudaGraph_t = struct CudaGraph*;
+using cudaGraphExec_t = struct CudaGraphExec*;
+enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal, cudaStreamCaptureModeRelaxed };
 inline constexpr unsigned cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2, cudaHostAllocDefault = 0;
 
 struct cudaDeviceProp {
@@ -101,6 +105,12 @@ cudaError_t cudaEventDestroy(cudaEvent_t event);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
 cudaError_t cudaEventSynchronize(cudaEvent_t event);
 cudaError_t cudaEventQuery(cudaEvent_t event);
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long flags = 0);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
 
 namespace kvasir::simt {
 
