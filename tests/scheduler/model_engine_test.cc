@@ -63,6 +63,19 @@ void PrintTo(const Case& c, std::ostream* out) {
   *out << c.folder << " " << c.quantization;
 }
 
+// Reads a step before the next one is launched, whatever the device could do.
+class OneAtATime : public Executor {
+ public:
+  explicit OneAtATime(Executor* executor) : executor_(executor) {}
+  Status Launch(const StepBatch& batch, StepResult& result) override {
+    KVASIR_RETURN_IF_ERROR(executor_->Launch(batch, result));
+    return executor_->Finish();
+  }
+
+ private:
+  Executor* executor_;
+};
+
 class ModelEngine : public testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
@@ -87,8 +100,8 @@ class ModelEngine : public testing::TestWithParam<Case> {
     }
   }
 
-  // An engine over `extents` of KV memory; 0 = plenty.
-  void Build(int64_t extents, int max_step_tokens, int max_running) {
+  // An engine over `extents` of KV memory; 0 = plenty. `ahead`: launches steps as far ahead as the device runs.
+  void Build(int64_t extents, int max_step_tokens, int max_running, bool ahead = true) {
     engine_.reset();  // before what it uses
     executor_.reset();
     const std::vector<KvGroup> groups = model_->kv_groups(kBlockTokens, std::nullopt);
@@ -113,16 +126,21 @@ class ModelEngine : public testing::TestWithParam<Case> {
                      .pool_extents = extents,
                      .chunk_tokens = max_step_tokens};
     limits_ = config.limits;
-    engine_ = std::make_unique<Engine>(config, kv_.get(), executor_.get(), &clock_);
+    one_at_a_time_ = std::make_unique<OneAtATime>(executor_.get());
+    Executor* const used = ahead ? static_cast<Executor*>(executor_.get()) : one_at_a_time_.get();
+    engine_ = std::make_unique<Engine>(config, kv_.get(), used, &clock_);
   }
 
   std::shared_ptr<Answer> Submit(const std::vector<int32_t>& prompt, int n = 1) {
     RequestDraft draft;
-    draft.prompt = prompt;
     draft.n = n;
+    draft.sampling.temperature = 0;
+    return Submit(prompt, std::move(draft));
+  }
+  std::shared_ptr<Answer> Submit(const std::vector<int32_t>& prompt, RequestDraft draft) {
+    draft.prompt = prompt;
     draft.max_tokens = kMaxTokens;
     draft.ignore_eos = true;
-    draft.sampling.temperature = 0;
     draft.sampling.num_logprobs = 0;
     auto answer = std::make_shared<Answer>();
     auto request = ValidatedRequest::Make(std::move(draft), limits_);
@@ -159,6 +177,7 @@ class ModelEngine : public testing::TestWithParam<Case> {
   std::unique_ptr<Model> model_;
   std::unique_ptr<KvCache> kv_;
   std::unique_ptr<ModelExecutor> executor_;
+  std::unique_ptr<Executor> one_at_a_time_;
   std::unique_ptr<Engine> engine_;
   RequestLimits limits_;
   std::vector<std::vector<int32_t>> prompts_, expected_;
@@ -212,6 +231,33 @@ TEST_P(ModelEngine, OneAnswer) {
     return;
   }
   FAIL() << "no pool held the third request";
+}
+
+// Penalties count tokens that were sampled a moment ago, which the host may not know yet.
+TEST_P(ModelEngine, PenaltiesSeeEveryToken) {
+  RequestDraft draft;
+  draft.sampling = {.presence_penalty = 0.6f, .frequency_penalty = 0.4f, .repetition_penalty = 1.4f, .seed = 7};
+  draft.n = 2;
+  draft.min_tokens = 5;
+  std::vector<RequestDraft> drafts(4, draft);
+  drafts[1].sampling.temperature = 0;
+  drafts[2].sampling.repetition_penalty = 1;
+  drafts[3].sampling = {.presence_penalty = 2, .seed = 3};
+  const auto answer = [&](bool ahead) {
+    Build(0, 24, 6, ahead);
+    Answers answers;
+    for (size_t i = 0; i < drafts.size(); ++i) answers.push_back(Submit(prompts_[i % prompts_.size()], drafts[i]));
+    RunAll();
+    return answers;
+  };
+  const Answers ahead = answer(true), one_at_a_time = answer(false);
+  for (size_t i = 0; i < drafts.size(); ++i) {
+    SCOPED_TRACE(i);
+    EXPECT_EQ(ahead[i]->tokens.size(), size_t{kMaxTokens});
+    EXPECT_EQ(ahead[i]->tokens, one_at_a_time[i]->tokens);
+    EXPECT_EQ(ahead[i]->logprobs, one_at_a_time[i]->logprobs);
+    EXPECT_EQ(ahead[i]->others, one_at_a_time[i]->others);
+  }
 }
 
 std::vector<Case> Cases() {
