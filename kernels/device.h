@@ -140,6 +140,23 @@ struct MoeWeights {
   std::span<const Weight> gate_up_bias, down_bias;  // empty = none
 };
 
+// One step of a model as flat arrays.
+struct StepInput {
+  std::span<const int32_t> token_ids;  // [num_tokens], all slices one after another; may be pending where the device runs ahead
+  std::span<const int32_t> positions;  // [num_tokens]: place of each token in its text (RoPE)
+  std::span<const SequenceSlice> slices;
+  std::span<const PagedKv> kv;  // one per group of layers; slots for these tokens are already reserved
+  // Names the ops that will be called: steps of one program with as many rows get the same ops on the same memory, apart from
+  // what is said here. 0: nothing is known of them.
+  uint64_t program = 0;
+};
+// How a step is to be called. Ops get `rows` rows: those of the input, and perhaps some more, of which nothing is to be expected
+// and nothing is read or written in KV. Not to compute: the device has done it as it did a step like it before.
+struct StepPlan {
+  int rows = 0;  // at most the max_rows of StartStep
+  bool compute = true;
+};
+
 // How a weight was packed: PackLinear, PackEmbedding or PackVector.
 enum class PackingKind : uint8_t { kLinear, kEmbedding, kVector };
 
@@ -190,10 +207,11 @@ class Device {
   }
 
   // --- a step -----------------------------------------------------------------------------------------------------
-  // What follows, until the next call, is a step over these slices and groups of KV, which stay where and as they are: a device
-  // with memory of its own takes the tables there once, not in every op. Ops are the same with it and without. No groups: no
-  // step.
-  virtual void PrepareStep(std::span<const SequenceSlice> /*slices*/, std::span<const PagedKv> /*kv*/) {}
+  // What follows, until FinishStep, is a step over this input, which stays where and as it is: a device with memory of its own
+  // takes ids, positions and tables there once, not in every op. Ops are the same with it and without.
+  virtual StepPlan StartStep(const StepInput& input, int /*max_rows*/) { return {int(input.token_ids.size()), true}; }
+  // The ops of the step have been called, or need not be. False: they must be called once more, in the same way.
+  virtual bool FinishStep() { return true; }
 
   // --- ops --------------------------------------------------------------------------------------------------------
   // out[i, :] = table[ids[i], :] * scale; ids may be pending                 out [n, cols]

@@ -4,6 +4,7 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 
 #include "models/rope.h"
@@ -31,6 +32,11 @@ std::string Numerics(const ModelConfig& c) {
   return text;
 }
 
+uint64_t NextProgram() {
+  static std::atomic<uint64_t> last{0};
+  return ++last;
+}
+
 float RoundTo(DType dtype, float value) {
   if (dtype == DType::kBF16) return BF16ToF32(F32ToBF16(value));
   return dtype == DType::kF16 ? F16ToF32(F32ToF16(value)) : value;
@@ -51,7 +57,8 @@ Decoder::Decoder(Device* device, ModelConfig config, GenerationDefaults defaults
       max_step_tokens_(options.max_step_tokens),
       max_logits_rows_(options.max_logits_rows),
       max_model_len_(options.max_model_len),
-      kv_plan_(PlanKv(config_, 1, weights_.dtype)) {
+      kv_plan_(PlanKv(config_, 1, weights_.dtype)),
+      program_(NextProgram()) {
   config_.dtype = weights_.dtype;
   if (config_.embed_scale_rounded) config_.embed_scale = RoundTo(weights_.dtype, config_.embed_scale);
   for (const Rope& rope : config_.ropes)
@@ -231,13 +238,23 @@ Norm Decoder::MakeNorm(const NormWeights& weights) const {
   return {.kind = config_.norm, .weight = &weights.weight, .bias = OrNull(weights.bias), .eps = config_.norm_eps};
 }
 
-Status Decoder::Forward(const ForwardInput& input) {
+Status Decoder::Forward(const ForwardInput& wanted) {
   last_rows_ = 0;
+  ForwardInput input = wanted;
+  input.program = program_;
   KVASIR_RETURN_IF_ERROR(CheckInput(input));
   const int32_t last_position = *std::max_element(input.positions.begin(), input.positions.end());
   for (Rotation& rotation : rotations_) RotateUpTo(rotation, last_position);
-  device_->PrepareStep(input.slices, input.kv);
-  const int rows = static_cast<int>(input.token_ids.size()), hidden = static_cast<int>(config_.hidden_size);
+  const StepPlan plan = device_->StartStep(input, max_step_tokens_);
+  do {
+    if (plan.compute) RunLayers(input, plan.rows);
+  } while (!device_->FinishStep());
+  last_rows_ = static_cast<int64_t>(input.token_ids.size());
+  return OkStatus();
+}
+
+void Decoder::RunLayers(const ForwardInput& input, int rows) {
+  const int hidden = static_cast<int>(config_.hidden_size);
   const float scale = config_.residual_scale;
   // residual += scale * delta; normed = norm(residual)
   const auto add_norm = [&](const float* delta, const NormWeights& norm) {
@@ -258,13 +275,13 @@ Status Decoder::Forward(const ForwardInput& input) {
     switch (config_.block) {
       case BlockForm::kPreNorm:
         add_norm(delta, *layer.input_norm);
-        Attend(input, i, normed_, delta_);
+        Attend(input, i, rows, normed_, delta_);
         add_norm(delta_, *layer.mlp_norm);
         FeedForward(i, rows, normed_, delta_);
         break;
       case BlockForm::kSandwich:
         add_norm(delta, *layer.input_norm);
-        Attend(input, i, normed_, delta_);
+        Attend(input, i, rows, normed_, delta_);
         norm_delta(*layer.post_attention_norm);
         add_norm(delta_, *layer.mlp_norm);
         FeedForward(i, rows, normed_, delta_);
@@ -272,7 +289,7 @@ Status Decoder::Forward(const ForwardInput& input) {
         break;
       case BlockForm::kPostNorm:
         if (delta != nullptr) device_->Add(residual_, delta, scale, rows, hidden);
-        Attend(input, i, residual_, delta_);
+        Attend(input, i, rows, residual_, delta_);
         norm_delta(*layer.post_attention_norm);
         device_->Add(residual_, delta_, scale, rows, hidden);
         FeedForward(i, rows, residual_, delta_);
@@ -281,7 +298,7 @@ Status Decoder::Forward(const ForwardInput& input) {
       case BlockForm::kParallel:
       case BlockForm::kParallelTwo:
         add_norm(delta, *layer.input_norm);
-        Attend(input, i, normed_, delta_);
+        Attend(input, i, rows, normed_, delta_);
         if (layer.mlp_norm) add_norm(nullptr, *layer.mlp_norm);
         FeedForward(i, rows, normed_, other_);
         device_->Add(delta_, other_, 1, rows, hidden);
@@ -290,9 +307,6 @@ Status Decoder::Forward(const ForwardInput& input) {
     delta = delta_;
   }
   add_norm(delta, weights_.final_norm);
-  device_->PrepareStep({}, {});  // the tables are the caller's, and may change now
-  last_rows_ = rows;
-  return OkStatus();
 }
 
 StatusOr<const float*> Decoder::Logits(std::span<const int32_t> rows) {

@@ -51,10 +51,12 @@ class Decoder : public Model {
   RopeTable Table(int rope) const;
   Norm MakeNorm(const NormWeights& weights) const;
 
+  // All layers, for so many rows.
+  void RunLayers(const ForwardInput& input, int rows);
   // The halves of a layer; each reads `in` and writes `out`, both [rows, hidden].
-  void Attend(const ForwardInput& input, int layer, const float* in, float* out);
-  void AttendLatent(const ForwardInput& input, int layer, const float* in, float* out);
-  void AttendDelta(const ForwardInput& input, int layer, const float* in, float* out);
+  void Attend(const ForwardInput& input, int layer, int rows, const float* in, float* out);
+  void AttendLatent(const ForwardInput& input, int layer, int rows, const float* in, float* out);
+  void AttendDelta(const ForwardInput& input, int layer, int rows, const float* in, float* out);
   void Mlp(const MlpWeights& mlp, int64_t width, int rows, const float* in, float* out);
   void Experts(const ExpertsWeights& experts, int rows, const float* in, float* out);
   void FeedForward(int layer, int rows, const float* in, float* out);
@@ -67,6 +69,7 @@ class Decoder : public Model {
   const int max_logits_rows_;
   const int64_t max_model_len_;
   const KvPlan kv_plan_;
+  const uint64_t program_;           // StepInput::program
   std::vector<Rotation> rotations_;  // one per ModelConfig::ropes
 
   // Device memory, taken once; [max_step_tokens, width] unless said.

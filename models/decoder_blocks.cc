@@ -10,15 +10,15 @@ const Weight* OrNull(const std::optional<Weight>& weight) {
 
 }  // namespace
 
-void Decoder::Attend(const ForwardInput& input, int i, const float* in, float* out) {
+void Decoder::Attend(const ForwardInput& input, int i, int rows, const float* in, float* out) {
   const LayerWeights& layer = weights_.layers[i];
-  if (layer.latent) return AttendLatent(input, i, in, out);
-  if (layer.delta) return AttendDelta(input, i, in, out);
+  if (layer.latent) return AttendLatent(input, i, rows, in, out);
+  if (layer.delta) return AttendDelta(input, i, rows, in, out);
   const AttentionWeights& attention = *layer.attention;
   const LayerSpec& spec = config_.layers[i];
   const KvPlan::Place place = kv_plan_.layers[i];
   const PagedKv& kv = input.kv[place.group];
-  const int rows = static_cast<int>(input.token_ids.size()), d = config_.head_dim;
+  const int d = config_.head_dim;
   const int q_heads = config_.num_q_heads, kv_heads = config_.num_kv_heads;
   const bool own_kv = spec.kv_owner == i;
   const int64_t q_width = int64_t{q_heads} * d, stride = q_width + (own_kv ? 2 * int64_t{kv_heads} * d : 0);
@@ -57,12 +57,12 @@ void Decoder::Attend(const ForwardInput& input, int i, const float* in, float* o
 
 // Multi-head latent attention (DeepSeek-V2, section 2.1), absorbed: a query's unrotated part is taken into the latent space by
 // the key up-projection, compared there with the cached latents, and the weighted latent is taken out by the value up-projection.
-void Decoder::AttendLatent(const ForwardInput& input, int i, const float* in, float* out) {
+void Decoder::AttendLatent(const ForwardInput& input, int i, int rows, const float* in, float* out) {
   const LatentWeights& latent = *weights_.layers[i].latent;
   const LatentSpec& spec = *config_.latent;
   const KvPlan::Place place = kv_plan_.layers[i];
   const PagedKv& kv = input.kv[place.group];
-  const int rows = static_cast<int>(input.token_ids.size()), heads = config_.num_q_heads;
+  const int heads = config_.num_q_heads;
   const int64_t head = spec.nope_dim + spec.rope_dim, key = spec.kv_rank + spec.rope_dim;
   const RopeTable rope = Table(config_.layers[i].rope);
   // The norms of the two latents have an epsilon of their own in transformers, whatever rms_norm_eps says.
@@ -103,12 +103,11 @@ void Decoder::AttendLatent(const ForwardInput& input, int i, const float* in, fl
 }
 
 // Gated delta net (see DeltaNet) as Qwen3-Next has it: a short convolution before, a norm and a gate behind.
-void Decoder::AttendDelta(const ForwardInput& input, int i, const float* in, float* out) {
+void Decoder::AttendDelta(const ForwardInput& input, int i, int rows, const float* in, float* out) {
   const DeltaWeights& delta = *weights_.layers[i].delta;
   const DeltaNet& net = *config_.delta;
   const KvPlan::Place place = kv_plan_.layers[i];
   const PagedKv& kv = input.kv[place.group];
-  const int rows = static_cast<int>(input.token_ids.size());
   const int64_t channels = net.channels(), values = net.values(), stride = delta.in.rows;
   device_->Linear(in, rows, delta.in, nullptr, delta_in_);
   device_->CausalConv(delta_in_, stride, net, delta.conv, place.layer, input.slices, kv, convolved_);

@@ -15,12 +15,7 @@
 
 namespace kvasir {
 
-struct ForwardInput {
-  std::span<const int32_t> token_ids;  // [num_tokens], all slices one after another; may be pending where the device runs ahead
-  std::span<const int32_t> positions;  // [num_tokens]: place of each token in its text (RoPE)
-  std::span<const SequenceSlice> slices;
-  std::span<const PagedKv> kv;  // one per group of kv_groups(); slots for these tokens are already reserved
-};
+using ForwardInput = StepInput;  // kv: one per group of kv_groups(); the program is the model's to name
 
 struct LoadOptions {
   std::optional<DType> dtype;  // nullopt = as stored ("auto")

@@ -150,9 +150,9 @@ class Bench {
       KVASIR_RETURN_IF_ERROR(Make(q, q_bytes, true));
       KVASIR_RETURN_IF_ERROR(Make(out, q_bytes));
       const AttentionParams params = {.num_q_heads = kKvHeads * kGroup, .scale = 1 / std::sqrt(float(kHeadDim))};
-      device_->PrepareStep(step.slices, step.kv);
+      device_->StartStep({.positions = step.positions, .slices = step.slices, .kv = step.kv}, int(step.positions.size()));
       const double seconds = Seconds([&] { device_->Attention(q.floats(), 0, params, step.slices, step.kv[0], out.floats()); });
-      device_->PrepareStep({}, {});
+      device_->FinishStep();
       const double rate = double(step.kv_bytes) / seconds;
       Print(id, fmt::format("decode attention, {} x {} tokens, {:.1f} us", batch, context, seconds * 1e6), rate / 1e9, "GB/s",
             machine_.copy_bytes_per_second / 1e9, rate / machine_.copy_bytes_per_second);
@@ -169,9 +169,9 @@ class Bench {
       KVASIR_RETURN_IF_ERROR(Make(q, q_bytes, true));
       KVASIR_RETURN_IF_ERROR(Make(out, q_bytes));
       const AttentionParams params = {.num_q_heads = kKvHeads * kGroup, .scale = 1 / std::sqrt(float(kHeadDim))};
-      device_->PrepareStep(step.slices, step.kv);
+      device_->StartStep({.positions = step.positions, .slices = step.slices, .kv = step.kv}, int(step.positions.size()));
       const double seconds = Seconds([&] { device_->Attention(q.floats(), 0, params, step.slices, step.kv[0], out.floats()); });
-      device_->PrepareStep({}, {});
+      device_->FinishStep();
       const double flops = 4.0 * kKvHeads * kGroup * kHeadDim * double(tokens) * (tokens + 1) / 2 / seconds;
       Print("a9", fmt::format("causal attention of {} tokens", tokens), flops / 1e12, "TFLOP/s", machine_.gemm_bf16_flops / 1e12,
             machine_.gemm_bf16_flops > 0 ? flops / machine_.gemm_bf16_flops : 0);
@@ -254,13 +254,13 @@ class Bench {
     KVASIR_RETURN_IF_ERROR(Make(table, ones.size() * 4));
     device_->CopyToDevice(table.data, ones.data(), ones.size() * 4);
     const RopeTable rope = {table.floats(), table.floats(), kHeadDim, 64};
-    device_->PrepareStep(step.slices, step.kv);
+    device_->StartStep({.positions = step.positions, .slices = step.slices, .kv = step.kv}, int(step.positions.size()));
     report("rotate and append", Seconds([&] {
              device_->RopeAppend(gate_up.floats(), step.positions, rope, kKvHeads * kGroup, 0, step.slices, step.kv[0],
                                  q.floats());
            }),
            double(kRows) * (kWidth * 4 + kGroup * kKvHeads * kHeadDim * 4 + 2 * kKvHeads * kHeadDim * 2));
-    device_->PrepareStep({}, {});
+    device_->FinishStep();
     return OkStatus();
   }
 

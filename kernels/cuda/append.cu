@@ -118,7 +118,7 @@ void CudaRopeAppend(CudaContext& context, const float* qkv, std::span<const int3
   KVASIR_CHECK(kv.value_dim == 0, "RopeAppend stores keys and values, these pages hold latent keys");
   KVASIR_CHECK(rope.rotary_dim <= kv.head_dim && rope.rotary_dim % 2 == 0, "{} rotated elements of {}", rope.rotary_dim,
                kv.head_dim);
-  KVASIR_CHECK(int64_t(positions.size()) >= kv.num_rows, "{} positions for {} rows", positions.size(), kv.num_rows);
+  KVASIR_CHECK(int64_t(positions.size()) >= kv.own_rows, "{} positions for {} rows", positions.size(), kv.own_rows);
   gpu::AppendArgs args = {.kv = kv, .in = qkv, .q_out = q_out, .layer = layer, .num_q_heads = num_q_heads};
   args.half = rope.rotary_dim / 2;
   args.width = (num_q_heads + 2 * kv.num_kv_heads) * kv.head_dim;

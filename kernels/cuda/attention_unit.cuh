@@ -71,6 +71,7 @@ KVASIR_DEVICE UnitView ViewUnit(const AttentionArgs& args, const AttentionUnit& 
   UnitView view;
   view.unit = unit;
   view.head = head;
+  if (unit.count == 0) return view;  // there only to fill a grid
   const StepSlice& slice = unit.slice;
   if (slice.ragged >= 0) {
     view.run = args.kv.runs[slice.ragged + args.layer * args.kv.num_kv_heads + head];

@@ -45,6 +45,7 @@ StatusOr<std::unique_ptr<CudaContext>> CudaContext::Create(int index) {
         index, context->name_, kOldest);
   }
   context->Check(cudaStreamCreateWithFlags(&context->stream_, cudaStreamNonBlocking), "making the compute stream");
+  context->Check(cudaStreamCreateWithFlags(&context->copy_stream_, cudaStreamNonBlocking), "making a stream for copies");
   for (Ring* ring : {&context->op_ring_, &context->step_ring_})
     if (context->status().ok()) context->MakeRing(*ring, kFirstSegmentBytes);
   KVASIR_RETURN_IF_ERROR(context->status());
@@ -59,6 +60,8 @@ CudaContext::~CudaContext() {
   for (const Buffer& buffer : scratch_)
     if (buffer.data != nullptr) cudaFree(buffer.data);
   for (const auto& [pointer, bytes] : allocations_) cudaFree(pointer);
+  for (const auto& [content, pointer] : kept_) cudaFree(pointer);
+  if (copy_stream_ != nullptr) cudaStreamDestroy(copy_stream_);
   if (stream_ != nullptr) cudaStreamDestroy(stream_);
 }
 
@@ -110,11 +113,12 @@ void CudaContext::Free(void* buffer) {
 bool CudaContext::MakeRing(Ring& ring, size_t segment_bytes) {
   // The op that outgrew the old one may have uploaded something else to it before.
   if (ring.host != nullptr) outgrown_.push_back(ring);
-  ring = {.segment_per_upload = ring.segment_per_upload};
+  ring = {.of_steps = ring.of_steps};
+  ++generation_;
   void *host = nullptr, *device = nullptr;
   if (!Check(cudaHostAlloc(&host, segment_bytes * kSegments, cudaHostAllocDefault), "pinning memory for uploads")) return false;
   ring.host = static_cast<std::byte*>(host);
-  if (!Check(cudaMalloc(&device, segment_bytes * kSegments), "memory for uploads")) return false;
+  if (!Check(cudaMalloc(&device, segment_bytes * (ring.of_steps ? 1 : kSegments)), "memory for uploads")) return false;
   ring.device = static_cast<std::byte*>(device);
   for (cudaEvent_t& event : ring.done) {
     if (!Check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "making an event")) return false;
@@ -128,19 +132,23 @@ void CudaContext::FreeRing(Ring& ring) {
   if (ring.device != nullptr) cudaFree(ring.device);
   for (cudaEvent_t event : ring.done)
     if (event != nullptr) cudaEventDestroy(event);
-  ring = {.segment_per_upload = ring.segment_per_upload};
+  ring = {.of_steps = ring.of_steps};
 }
 
 void* CudaContext::UploadBytes(Ring& ring, const void* host, size_t bytes) {
   constexpr size_t kAlign = 256;
   if (bytes == 0 || !status_.ok()) return nullptr;
+  if (recording_) {
+    spoiled_ = true;
+    return nullptr;
+  }
   const size_t room = (bytes + kAlign - 1) / kAlign * kAlign;
   if (room > ring.segment_bytes) {
     size_t segment = ring.segment_bytes;
     while (segment < room) segment *= 2;
     if (!MakeRing(ring, segment)) return nullptr;
   }
-  if (ring.used > 0 && (ring.segment_per_upload || ring.used + room > ring.segment_bytes)) {
+  if (ring.used > 0 && (ring.of_steps || ring.used + room > ring.segment_bytes)) {
     Check(cudaEventRecord(ring.done[ring.segment], stream_), "recording an event");
     ring.segment = (ring.segment + 1) % kSegments;
     ring.used = 0;
@@ -149,13 +157,52 @@ void* CudaContext::UploadBytes(Ring& ring, const void* host, size_t bytes) {
   const size_t at = size_t(ring.segment) * ring.segment_bytes + ring.used;
   ring.used += room;
   std::memcpy(ring.host + at, host, bytes);
-  if (!Check(cudaMemcpyAsync(ring.device + at, ring.host + at, bytes, cudaMemcpyHostToDevice, stream_), "uploading"))
+  std::byte* const device = ring.device + (ring.of_steps ? 0 : at);
+  if (!Check(cudaMemcpyAsync(device, ring.host + at, bytes, cudaMemcpyHostToDevice, stream_), "uploading")) return nullptr;
+  return device;
+}
+
+// Recordings bring the same arrays again and again: those of experts, of heads. By content they are few.
+const void* CudaContext::KeepBytes(const void* host, size_t bytes) {
+  if (bytes == 0 || !status_.ok()) return nullptr;
+  void*& device = kept_[std::string(static_cast<const char*>(host), bytes)];
+  if (device != nullptr) return device;
+  void* memory = nullptr;
+  if (!Check(cudaMalloc(&memory, bytes), "memory for a recorded step") ||
+      !Check(cudaMemcpyAsync(memory, host, bytes, cudaMemcpyHostToDevice, copy_stream_), "uploading") ||
+      !Check(cudaStreamSynchronize(copy_stream_), "uploading")) {
     return nullptr;
-  return ring.device + at;
+  }
+  return device = memory;
+}
+
+bool CudaContext::StartRecording() {
+  if (!status_.ok() || cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed) != cudaSuccess) {
+    cudaGetLastError();
+    return false;
+  }
+  spoiled_ = false;
+  return recording_ = true;
+}
+
+cudaGraphExec_t CudaContext::FinishRecording() {
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t recorded = nullptr;
+  // Errors here are of the recording, not of the device: the step is computed without.
+  bool good = cudaStreamEndCapture(stream_, &graph) == cudaSuccess && graph != nullptr;
+  recording_ = false;
+  good = good && !spoiled_ && cudaGraphInstantiate(&recorded, graph, 0) == cudaSuccess;
+  if (graph != nullptr) cudaGraphDestroy(graph);
+  if (!good) cudaGetLastError();
+  return good ? recorded : nullptr;
 }
 
 void CudaContext::Download(void* host, const void* device, size_t bytes) {
   if (bytes == 0 || !status_.ok()) return;
+  if (recording_) {
+    spoiled_ = true;
+    return;
+  }
   Check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_), "copying to the host");
   Check(cudaStreamSynchronize(stream_), "waiting for the device");
 }
@@ -163,6 +210,11 @@ void CudaContext::Download(void* host, const void* device, size_t bytes) {
 void* CudaContext::TemporaryBytes(Scratch use, size_t bytes) {
   Buffer& buffer = scratch_[size_t(use)];
   if (bytes <= buffer.bytes || !status_.ok()) return buffer.data;
+  if (recording_) {
+    spoiled_ = true;
+    return buffer.data;
+  }
+  ++generation_;
   if (!Check(cudaStreamSynchronize(stream_), "waiting for the device")) return nullptr;
   if (buffer.data != nullptr) Check(cudaFree(buffer.data), "freeing memory");
   buffer = {};

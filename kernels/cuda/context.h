@@ -49,15 +49,28 @@ class CudaContext {
   size_t Available() const;
 
   // A copy of a host array on the device, for kernels started later. The array may change when this returns. nullptr when the
-  // context has failed or the array is empty. Upload's is there for the current op, UploadStep's until it is called kStepUploads
-  // more times.
+  // context has failed or the array is empty. Upload's is there for the current op, UploadStep's until its next call, and always
+  // in the same place until it has outgrown that.
   template <typename T>
   T* Upload(std::span<const T> host) {
     return static_cast<T*>(UploadBytes(op_ring_, host.data(), host.size_bytes()));
   }
-  const std::byte* UploadStep(std::span<const std::byte> host) {
-    return static_cast<const std::byte*>(UploadBytes(step_ring_, host.data(), host.size_bytes()));
+  std::byte* UploadStep(std::span<const std::byte> host) {
+    return static_cast<std::byte*>(UploadBytes(step_ring_, host.data(), host.size_bytes()));
   }
+  // The same for an array that every step like this one brings again: a recorded step finds it in a place of its own.
+  template <typename T>
+  const T* UploadAgain(std::span<const T> host) {
+    return recording_ ? static_cast<const T*>(KeepBytes(host.data(), host.size_bytes())) : Upload(host);
+  }
+  // Recording: kernels, copies on the device and memsets are not done but noted, to be done as often as wanted. What cannot be
+  // noted, or would be another one the next time (uploads, waiting, more memory), spoils the recording: the op goes on and means
+  // nothing. A recording holds addresses; it is no longer to be used when generation() has changed.
+  bool StartRecording();
+  cudaGraphExec_t FinishRecording();  // nullptr: it was spoiled
+  bool recording() const { return recording_; }
+  uint64_t generation() const { return generation_; }
+
   // Copies device memory back and waits.
   void Download(void* host, const void* device, size_t bytes);
 
@@ -75,7 +88,7 @@ class CudaContext {
   // what was uploaded from it has been read.
   static constexpr int kSegments = 4;
   struct Ring {
-    bool segment_per_upload = false;
+    bool of_steps = false;  // a segment for each upload, and one place for all on the device
     std::byte* host = nullptr;
     std::byte* device = nullptr;
     size_t segment_bytes = 0;
@@ -83,6 +96,7 @@ class CudaContext {
     size_t used = 0;  // of the segment
     std::array<cudaEvent_t, kSegments> done = {};
   };
+  const void* KeepBytes(const void* host, size_t bytes);
   void* UploadBytes(Ring& ring, const void* host, size_t bytes);
   void* TemporaryBytes(Scratch use, size_t bytes);
   bool MakeRing(Ring& ring, size_t segment_bytes);
@@ -94,11 +108,14 @@ class CudaContext {
   };
 
   std::string name_;
-  cudaStream_t stream_ = nullptr;
+  cudaStream_t stream_ = nullptr, copy_stream_ = nullptr;
+  bool recording_ = false, spoiled_ = false;
+  uint64_t generation_ = 0;
+  std::map<std::string, void*> kept_;  // KeepBytes: content and where it is
   int multiprocessors_ = 0, architecture_ = 0;
   size_t shared_bytes_ = 0, total_bytes_ = 0;
   Status status_ = OkStatus();
-  Ring op_ring_, step_ring_ = {.segment_per_upload = true};
+  Ring op_ring_, step_ring_ = {.of_steps = true};
   std::vector<Ring> outgrown_;  // freed when the device has been waited for
   std::array<Buffer, size_t(Scratch::kCount)> scratch_ = {};
   std::map<void*, size_t> allocations_;

@@ -1,5 +1,8 @@
 #include "kernels/cuda/cuda_device.h"
 
+#include <algorithm>
+#include <cstdlib>
+
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/delta.h"
 #include "kernels/cuda/experts.h"
@@ -8,6 +11,13 @@
 #include "kernels/cuda/sample.h"
 
 namespace kvasir {
+
+// KVASIR_CUDA_GRAPHS=0 starts every step kernel by kernel: to see which one fails, and what graphs are worth.
+CudaDevice::CudaDevice(std::unique_ptr<CudaContext> context)
+    : context_(std::move(context)), results_(context_.get()), graphs_(context_.get()) {
+  const char* const wanted = std::getenv("KVASIR_CUDA_GRAPHS");
+  graphs_.Enable(wanted == nullptr || std::string_view(wanted) != "0");
+}
 
 DeviceInfo CudaDevice::Info() const {
   return {fmt::format("cuda {}", context_->name()), "cuda", context_->Available(), context_->total_bytes(), ""};
@@ -40,8 +50,16 @@ void CudaDevice::StartResults(int num_samples) {
 Status CudaDevice::FinishResults() {
   return results_.Finish();
 }
-void CudaDevice::PrepareStep(std::span<const SequenceSlice> slices, std::span<const PagedKv> kv) {
-  tables_.Prepare(*context_, slices, kv);
+StepPlan CudaDevice::StartStep(const StepInput& input, int max_rows) {
+  tables_.Prepare(*context_, input, max_rows);
+  if (context_->status().ok() && std::any_of(input.token_ids.begin(), input.token_ids.end(), IsPending))
+    results_.Resolve(tables_.ids(), int(input.token_ids.size()));
+  return {tables_.rows(), !graphs_.Replay(tables_.shape())};
+}
+bool CudaDevice::FinishStep() {
+  if (!graphs_.Finish()) return false;
+  tables_.Clear();
+  return true;
 }
 
 StatusOr<Weight> CudaDevice::PackLinear(std::span<const HostMatrix> parts, DType dtype, QuantFormat quant) {
@@ -55,7 +73,11 @@ StatusOr<Weight> CudaDevice::PackVector(std::span<const HostMatrix> parts) {
 }
 
 void CudaDevice::Embed(const Weight& table, std::span<const int32_t> ids, float scale, float* out) {
-  CudaEmbed(*context_, results_, table, ids, scale, out);
+  for (const int32_t id : ids) KVASIR_CHECK(id < table.rows, "token id {} but the table has {} rows", id, table.rows);
+  const StepTables::Numbers there = tables_.Find(*context_, ids);
+  if (!there.prepared && there.data != nullptr && std::any_of(ids.begin(), ids.end(), IsPending))
+    results_.Resolve(there.data, there.count);
+  CudaEmbed(*context_, table, there.data, there.count, scale, out);
 }
 void CudaDevice::AddNorm(float* residual, const float* delta, float delta_scale, const Norm& norm, int rows, int width,
                          float* out) {
@@ -72,7 +94,7 @@ void CudaDevice::NormSlices(float* data, int rows, const Slices& slices, const N
 }
 void CudaDevice::RotateSlices(float* data, int rows, const Slices& slices, std::span<const int32_t> positions,
                               const RopeTable& rope) {
-  CudaRotateSlices(*context_, data, rows, slices, positions, tables_.Positions(*context_, positions), rope);
+  CudaRotateSlices(*context_, data, rows, slices, positions, tables_.Find(*context_, positions).data, rope);
 }
 void CudaDevice::CopySlices(const float* in, const Slices& from, int rows, float* out, const Slices& to) {
   CudaCopySlices(*context_, in, from, rows, out, to);
@@ -104,7 +126,7 @@ void CudaDevice::Experts(const float* in, int rows, const MoeWeights& experts, c
 }
 void CudaDevice::RopeAppend(const float* qkv, std::span<const int32_t> positions, const RopeTable& rope, int num_q_heads,
                             int layer, std::span<const SequenceSlice> slices, const PagedKv& kv, float* q_out) {
-  CudaRopeAppend(*context_, qkv, positions, tables_.Positions(*context_, positions), rope, num_q_heads, layer,
+  CudaRopeAppend(*context_, qkv, positions, tables_.Find(*context_, positions).data, rope, num_q_heads, layer,
                  tables_.Get(*context_, slices, kv), q_out);
 }
 void CudaDevice::AppendLatent(const float* latent, int layer, std::span<const SequenceSlice> slices, const PagedKv& kv) {

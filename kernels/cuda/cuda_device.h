@@ -7,6 +7,7 @@
 #pragma once
 
 #include "kernels/cuda/context.h"
+#include "kernels/cuda/graphs.h"
 #include "kernels/cuda/results.h"
 #include "kernels/cuda/step.h"
 #include "kernels/device.h"
@@ -15,7 +16,7 @@ namespace kvasir {
 
 class CudaDevice final : public Device {
  public:
-  explicit CudaDevice(std::unique_ptr<CudaContext> context) : context_(std::move(context)), results_(context_.get()) {}
+  explicit CudaDevice(std::unique_ptr<CudaContext> context);
 
   DeviceInfo Info() const override;
 
@@ -28,7 +29,9 @@ class CudaDevice final : public Device {
   bool RunsAhead() const override { return true; }
   void StartResults(int num_samples) override;
   Status FinishResults() override;
-  void PrepareStep(std::span<const SequenceSlice> slices, std::span<const PagedKv> kv) override;
+  StepPlan StartStep(const StepInput& input, int max_rows) override;
+  bool FinishStep() override;
+  int64_t replayed_steps() const { return graphs_.replayed(); }  // started as a recorded graph
 
   StatusOr<Weight> PackLinear(std::span<const HostMatrix> parts, DType dtype, QuantFormat quant) override;
   StatusOr<Weight> PackEmbedding(const HostMatrix& table, DType dtype) override;
@@ -69,6 +72,7 @@ class CudaDevice final : public Device {
   std::unique_ptr<CudaContext> context_;
   StepResults results_;
   StepTables tables_;
+  StepGraphs graphs_;
 };
 
 }  // namespace kvasir

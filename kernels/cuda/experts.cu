@@ -112,7 +112,7 @@ void Order(CudaContext& context, const MoeWeights& experts, const int32_t* ids, 
                          biases.empty() ? nullptr : static_cast<const float*>(biases[e].packed), nullptr, 0, 0});
     }
   }
-  const LinearTask* const uploaded = context.Upload<LinearTask>(weights);
+  const LinearTask* const uploaded = context.UploadAgain<LinearTask>(weights);
   if (uploaded == nullptr) return;
   const int blocks = (plan.experts + kWarps - 1) / kWarps;
   context.Check(cudaMemsetAsync(plan.order.rows_of, 0xff, size_t(plan.max_slots) * sizeof(int32_t), context.stream()),

@@ -268,19 +268,15 @@ NormSpec Spec(const Norm& norm) {
 
 }  // namespace
 
-void CudaEmbed(CudaContext& context, StepResults& step, const Weight& table, std::span<const int32_t> ids, float scale,
-               float* out) {
-  for (const int32_t id : ids) KVASIR_CHECK(id < table.rows, "token id {} but the table has {} rows", id, table.rows);
-  int32_t* const uploaded = context.Upload(ids);
-  if (uploaded == nullptr) return;
-  if (std::any_of(ids.begin(), ids.end(), IsPending)) step.Resolve(uploaded, int(ids.size()));
-  const dim3 grid = RowGrid(context, int64_t(ids.size()), table.cols);
+void CudaEmbed(CudaContext& context, const Weight& table, const int32_t* ids, int rows, float scale, float* out) {
+  if (rows == 0 || ids == nullptr) return;
+  const dim3 grid = RowGrid(context, rows, table.cols);
   if (table.dtype == DType::kF32) {
-    Launch(EmbedKernel<float>, grid, kThreads, 0, context.stream(), static_cast<const float*>(table.packed), false,
-           static_cast<const int32_t*>(uploaded), table.cols, scale, out);
+    Launch(EmbedKernel<float>, grid, kThreads, 0, context.stream(), static_cast<const float*>(table.packed), false, ids,
+           table.cols, scale, out);
   } else {
     Launch(EmbedKernel<uint16_t>, grid, kThreads, 0, context.stream(), static_cast<const uint16_t*>(table.packed),
-           table.dtype == DType::kF16, static_cast<const int32_t*>(uploaded), table.cols, scale, out);
+           table.dtype == DType::kF16, ids, table.cols, scale, out);
   }
   context.CheckLaunch("embedding");
 }
@@ -323,8 +319,8 @@ void CudaNormSlices(CudaContext& context, float* data, int rows, const Slices& s
 void CudaRotateSlices(CudaContext& context, float* data, int rows, const Slices& slices, std::span<const int32_t> positions,
                       const int32_t* positions_on_device, const RopeTable& rope) {
   if (rope.rotary_dim < 2) return;
-  for (int i = 0; i < rows; ++i)
-    KVASIR_CHECK(positions[i] >= 0 && positions[i] < rope.num_positions, "position {} but the table has {}", positions[i],
+  for (const int32_t position : positions)
+    KVASIR_CHECK(position >= 0 && position < rope.num_positions, "position {} but the table has {}", position,
                  rope.num_positions);
   if (positions_on_device == nullptr) return;
   Launch(RotateSlicesKernel, RowGrid(context, rows, int64_t{slices.groups} * (rope.rotary_dim / 2)), kThreads, 0,

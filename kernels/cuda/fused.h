@@ -3,14 +3,12 @@
 #pragma once
 
 #include "kernels/cuda/context.h"
-#include "kernels/cuda/results.h"
 #include "kernels/cuda/step.h"
 #include "kernels/device.h"
 
 namespace kvasir {
 
-void CudaEmbed(CudaContext& context, StepResults& step, const Weight& table, std::span<const int32_t> ids, float scale,
-               float* out);
+void CudaEmbed(CudaContext& context, const Weight& table, const int32_t* ids, int rows, float scale, float* out);
 void CudaAddNorm(CudaContext& context, float* residual, const float* delta, float delta_scale, const Norm& norm, int rows,
                  int width, float* out);
 void CudaAdd(CudaContext& context, float* residual, const float* delta, float scale, int rows, int width);

@@ -126,14 +126,14 @@ void CudaLinearHeads(CudaContext& context, const float* in, int rows, std::span<
       tasks.push_back({static_cast<const float*>(weights[size_t(h)].packed), nullptr, in + h * at.in_head_stride,
                        out + h * at.out_head_stride});
     }
-    return RunPlain(context, {}, context.Upload<PlainTask>(tasks), heads, first, rows, at.in_stride, at.out_stride);
+    return RunPlain(context, {}, context.UploadAgain<PlainTask>(tasks), heads, first, rows, at.in_stride, at.out_stride);
   }
   std::vector<LinearTask> tasks;
   for (int h = 0; h < heads; ++h) {
     tasks.push_back({static_cast<const std::byte*>(weights[size_t(h)].packed), nullptr, out + h * at.out_head_stride,
                      h * TokenTiles(rows), rows});
   }
-  call.tasks = context.Upload<LinearTask>(tasks);
+  call.tasks = context.UploadAgain<LinearTask>(tasks);
   ConvertInputs(context, {.in = in, .stride = at.in_stride, .tokens = rows, .batch = heads, .batch_stride = at.in_head_stride},
                 nullptr, call);
   RunLinear(context, call);

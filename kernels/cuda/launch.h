@@ -22,8 +22,7 @@ template <typename... Params, typename... Args>
 void Launch(void (*kernel)(Params...), dim3 grid, int block, size_t shared, cudaStream_t stream, Args&&... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
 #ifdef KVASIR_SIMT
-  (void)stream;
-  simt::Enqueue([=, params = std::tuple<Params...>(Params(args)...)] {
+  simt::Enqueue(stream, [=, params = std::tuple<Params...>(Params(args)...)] {
     simt::Run(grid, block, shared, [&] { std::apply(kernel, params); });
   });
 #else

@@ -1,5 +1,5 @@
 // One step's sequences and page tables on the device, as kernels read them. Made by the host from PagedKv (kernels/kv_page.h)
-// once a step (Device::PrepareStep), or by an op that comes without; used by the kernels that touch KV.
+// once a step (Device::StartStep), or by an op that comes without; used by the kernels that touch KV.
 #pragma once
 
 #include <memory>
@@ -38,8 +38,9 @@ struct StepKv {
   const int64_t* first_run = nullptr;     // [sequences]: < 0: dense, at runs[~first_run]
   const SequenceSlice* slices = nullptr;  // [num_slices]
   const StepRow* rows = nullptr;          // [num_rows], by row of the step
-  int32_t num_slices = 0, num_rows = 0;
-  StepAttention* attention = nullptr;  // of the host
+  int32_t num_slices = 0, num_rows = 0;   // with those that only fill up
+  int32_t own_rows = 0;                   // without
+  StepAttention* attention = nullptr;     // of the host
 
 #if defined(__CUDACC__) || defined(KVASIR_SIMT)
   __device__ StepRun Run(int sequence, int layer, int head) const {
@@ -66,38 +67,57 @@ struct StepKv {
 // Host side: flattens tables and uploads them, all groups of a step at once. Reuses its memory: a steady step allocates nothing.
 class StepTables {
  public:
-  // Positions of rows on the device: uploaded once for all ops of a prepared step that bring the same array.
-  const int32_t* Positions(CudaContext& context, std::span<const int32_t> positions);
+  // Takes a step there: ids, positions, tables and plans of attention, until Clear.
+  void Prepare(CudaContext& context, const StepInput& input, int max_rows);
+  void Clear() { num_prepared_ = 0; }
+  int rows() const { return rows_count_; }  // of the prepared step, with those that only fill up
+  // A step of decoding is filled up to one of few shapes, so that what kernels are started with, grids and addresses, is the same
+  // for all steps of a shape. This is what it depends on; empty: on more.
+  std::span<const int64_t> shape() const { return shape_; }
+  int32_t* ids() const { return ids_; }  // of the prepared step, on the device
+
+  // Ids or positions of rows, taken to the device now unless they are the prepared step's, and how many are there.
+  struct Numbers {
+    int32_t* data = nullptr;
+    int count = 0;
+    bool prepared = false;
+  };
+  Numbers Find(CudaContext& context, std::span<const int32_t> numbers);
   // What the op is to use: the step that was prepared when slices and tables are the prepared ones, else a fresh upload.
   StepKv Get(CudaContext& context, std::span<const SequenceSlice> slices, const PagedKv& kv);
-  // Uploads all groups of a step now; Get finds them until the next call. No groups: nothing is prepared any more.
-  void Prepare(CudaContext& context, std::span<const SequenceSlice> slices, std::span<const PagedKv> groups);
 
  private:
   struct Prepared {
-    std::span<const SequenceSlice> slices;
     const SequenceTable* tables = nullptr;
     StepKv kv;
     std::unique_ptr<StepAttention> attention = std::make_unique<StepAttention>();
   };
+  // How many of something an array has room for: as many, or in a step that is filled up a number that many share.
+  int64_t Room(int64_t count) const;
   // Appends to bytes_. The pointers of the result are offsets until Place.
   StepKv Flatten(std::span<const SequenceSlice> slices, const PagedKv& kv, StepAttention& attention);
+  void FlattenRuns(const PagedKv& kv);
   StepSlice Describe(const SequenceSlice& slice, const PagedKv& kv) const;
   void PlanAhead(const CudaContext& context, StepAttention& attention);
+  void FillUp(AttentionPlan& plan);
   static void Place(StepKv& kv, const std::byte* uploaded);
 
   std::vector<Prepared> prepared_;  // the first num_prepared_; more are kept for their memory
   size_t num_prepared_ = 0;
-  std::span<const int32_t> positions_;  // of the prepared step, once an op has brought them
-  const int32_t* positions_on_device_ = nullptr;
+  StepInput input_;     // of the prepared step
+  int rows_count_ = 0;  // of the step being flattened; 0: as many as its slices have
+  bool filled_up_ = false;
+  std::vector<int64_t> shape_;
+  int32_t *ids_ = nullptr, *positions_ = nullptr;
   StepAttention unprepared_;  // of an op that comes without
   std::vector<StepAttention::Wanted> wanted_;
-  std::vector<AttentionUnit> units_;
+  std::vector<AttentionUnit> units_, filled_units_;
   std::vector<std::byte> bytes_;
   std::vector<uint32_t> entries_;
   std::vector<StepRun> runs_;
   std::vector<int64_t> first_run_;
   std::vector<StepRow> rows_;
+  std::vector<SequenceSlice> slices_;
 };
 
 }  // namespace kvasir

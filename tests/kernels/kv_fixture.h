@@ -171,7 +171,9 @@ class KvFixture {
     }
     const std::vector<int32_t> positions(rows, 0);
     const PagedKv kv = {base_, granule_, layout_, tables};
-    if (++steps_ % 2 == 0) device_.PrepareStep(slices, {&kv, 1});  // ops are the same with it and without
+    if (++steps_ % 2 == 0)
+      device_.StartStep({.positions = positions, .slices = slices, .kv = {&kv, 1}},
+                        rows);  // ops are the same with it and without
     const RopeTable rope = {&one_, &one_, 0, 1};
     Buffer qkv(device_, size_t(rows) * width), q(device_, size_t(rows) * hq * d), latent(device_, size_t(rows) * d),
         out(device_, size_t(rows) * out_width);
@@ -202,7 +204,7 @@ class KvFixture {
       fed_[feeds[i].sequence] += feeds[i].rows;
     }
     EXPECT_TRUE(device_.Synchronize().ok());
-    device_.PrepareStep({}, {});
+    EXPECT_TRUE(device_.FinishStep());
     return result;
   }
 

@@ -156,10 +156,12 @@ TEST(CudaDevice, PreparedStepsAreTheSame) {
   const std::vector<int32_t> positions(kTokens, 0);
   std::vector<std::vector<float>> results;
   for (const bool prepared : {false, true}) {
-    if (prepared) device->PrepareStep(slices, kv);
+    if (prepared) device->StartStep({.positions = positions, .slices = slices, .kv = kv}, kTokens);
     device->RopeAppend(in, positions, {}, kHeads, 0, slices, kv[0], q);
     device->Attention(q, 0, {.num_q_heads = kHeads, .scale = 0.125f}, slices, kv[0], out);
-    if (prepared) device->PrepareStep({}, {});
+    if (prepared) {
+      EXPECT_TRUE(device->FinishStep());
+    }
     results.emplace_back(size_t{kTokens} * kHeads * 64);
     device->CopyToHost(results.back().data(), out, results.back().size() * 4);
   }

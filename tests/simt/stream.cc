@@ -17,7 +17,7 @@ struct Streams {
   std::deque<Work> queue;
   size_t first = 0;  // number of the queue's first
   bool running = false;
-  bool capturing = false;
+  cudaStream_t capturing = nullptr;
   std::vector<Work> captured;
   std::map<char*, size_t> pinned;
 };
@@ -26,10 +26,14 @@ Streams& The() {
   return streams;
 }
 
+bool Capturing(cudaStream_t stream) {
+  return stream != nullptr && The().capturing == stream;
+}
+
 }  // namespace
 
-void Enqueue(Work work) {
-  if (The().capturing) {
+void Enqueue(cudaStream_t stream, Work work) {
+  if (Capturing(stream)) {
     The().captured.push_back(std::move(work));
   } else {
     The().queue.push_back(std::move(work));
@@ -54,14 +58,11 @@ void RunQueued() {
 void DropQueued() {
   The().first += The().queue.size();
   The().queue.clear();
-  The().capturing = false;
+  The().capturing = nullptr;
   The().captured.clear();
 }
 size_t Queued() {
   return The().first + The().queue.size();
-}
-bool Capturing() {
-  return The().capturing;
 }
 
 void AddPinned(void* begin, size_t bytes) {
@@ -98,28 +99,28 @@ void RunThrough(size_t last);
 }  // namespace kvasir::simt
 using kvasir::simt::NextCall;
 
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t) {
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
   if (const cudaError_t error = NextCall()) return error;
   const auto copy = [](void* to, const void* from, size_t bytes) {
     const kvasir::simt::OpenDeviceMemory open;
     std::memmove(to, from, bytes);
   };
   if (kind == cudaMemcpyHostToDevice && !kvasir::simt::IsPinned(from)) {
-    if (kvasir::simt::Capturing()) return cudaErrorInvalidValue;
+    if (kvasir::simt::Capturing(stream)) return cudaErrorInvalidValue;
     const std::vector<char> staged(static_cast<const char*>(from), static_cast<const char*>(from) + bytes);
-    kvasir::simt::Enqueue([=] { copy(to, staged.data(), bytes); });
+    kvasir::simt::Enqueue(stream, [=] { copy(to, staged.data(), bytes); });
   } else if (kind == cudaMemcpyDeviceToHost && !kvasir::simt::IsPinned(to)) {
-    if (kvasir::simt::Capturing()) return cudaErrorInvalidValue;
+    if (kvasir::simt::Capturing(stream)) return cudaErrorInvalidValue;
     kvasir::simt::RunQueued();
     copy(to, from, bytes);
   } else {
-    kvasir::simt::Enqueue([=] { copy(to, from, bytes); });
+    kvasir::simt::Enqueue(stream, [=] { copy(to, from, bytes); });
   }
   return cudaSuccess;
 }
-cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
+cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
   if (const cudaError_t error = NextCall()) return error;
-  kvasir::simt::Enqueue([=] {
+  kvasir::simt::Enqueue(stream, [=] {
     const kvasir::simt::OpenDeviceMemory open;
     std::memset(to, value, bytes);
   });
@@ -133,9 +134,9 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   delete stream;
   return NextCall();
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t) {
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   if (const cudaError_t error = NextCall()) return error;
-  if (kvasir::simt::Capturing()) return cudaErrorInvalidValue;
+  if (kvasir::simt::Capturing(stream)) return cudaErrorInvalidValue;
   kvasir::simt::RunQueued();
   return cudaSuccess;
 }
@@ -150,9 +151,9 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
   delete event;
   return NextCall();
 }
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   if (const cudaError_t error = NextCall()) return error;
-  if (kvasir::simt::Capturing()) return cudaErrorInvalidValue;
+  if (kvasir::simt::Capturing(stream)) return cudaErrorInvalidValue;
   event->through = kvasir::simt::Queued();
   return cudaSuccess;
 }
@@ -165,17 +166,17 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
   if (const cudaError_t error = NextCall()) return error;
   return The().first >= event->through ? cudaSuccess : cudaErrorNotReady;
 }
-cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
   if (const cudaError_t error = NextCall()) return error;
-  if (kvasir::simt::Capturing()) return cudaErrorInvalidValue;
-  The().capturing = true;
+  if (The().capturing != nullptr) return cudaErrorInvalidValue;
+  The().capturing = stream;
   return cudaSuccess;
 }
-cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* graph) {
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   *graph = nullptr;
   if (const cudaError_t error = NextCall()) return error;
-  if (!kvasir::simt::Capturing()) return cudaErrorInvalidValue;
-  The().capturing = false;
+  if (!kvasir::simt::Capturing(stream)) return cudaErrorInvalidValue;
+  The().capturing = nullptr;
   *graph = new CudaGraph{std::move(The().captured)};
   The().captured.clear();
   return cudaSuccess;
@@ -190,9 +191,9 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
   delete graph;
   return NextCall();
 }
-cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
   if (const cudaError_t error = NextCall()) return error;
-  kvasir::simt::Enqueue([graph = exec->graph] {
+  kvasir::simt::Enqueue(stream, [graph = exec->graph] {
     for (const auto& work : graph->work) work();
   });
   return cudaSuccess;

@@ -6,16 +6,17 @@
 #include <cstddef>
 #include <functional>
 
+#include "tests/simt/include/cuda_runtime.h"
+
 namespace kvasir::simt {
 
-// Adds work to the queue, or to the graph that is being captured.
-void Enqueue(std::function<void()> work);
+// Adds work to the queue, or to the graph that is being captured on that stream.
+void Enqueue(cudaStream_t stream, std::function<void()> work);
 // Runs all that is queued.
 void RunQueued();
 // Forgets it, as a device does that has failed.
 void DropQueued();
 size_t Queued();
-bool Capturing();
 
 // Memory that copies may read or write later; other host memory is copied from at once, and copied to after all that is queued.
 void AddPinned(void* begin, size_t bytes);
