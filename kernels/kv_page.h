@@ -32,6 +32,7 @@ struct KvLayout {
   // that others can go on from. Heads, head_dim and dtype say nothing then. 0 = keys and values.
   int64_t state_floats = 0;
 
+  bool operator==(const KvLayout&) const = default;
   // One K or V page, rounded up to 64 bytes so that every page starts on a cache line.
   size_t page_bytes() const { return (size_t{1} * block_tokens * head_dim * SizeOf(dtype) + 63) / 64 * 64; }
   int pages_per_head() const { return value_dim > 0 ? 1 : 2; }

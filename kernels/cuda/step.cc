@@ -43,8 +43,11 @@ int64_t StepTables::Room(int64_t count) const {
 
 StepKv StepTables::Get(CudaContext& context, std::span<const SequenceSlice> slices, const PagedKv& kv) {
   if (num_prepared_ > 0 && input_.slices.data() == slices.data() && input_.slices.size() == slices.size()) {
-    for (size_t i = 0; i < num_prepared_; ++i)
-      if (prepared_[i].tables == kv.tables.data()) return prepared_[i].kv;
+    for (size_t i = 0; i < num_prepared_; ++i) {
+      const Prepared& prepared = prepared_[i];
+      const bool same = prepared.tables == kv.tables.data() && prepared.kv.base == kv.base;
+      if (same && prepared.attention->layout == kv.layout) return prepared.kv;
+    }
   }
   KVASIR_CHECK(!context.recording(), "an op of a recorded step brings other tables");
   bytes_.clear();
