@@ -16,6 +16,8 @@
 
 namespace kvasir {
 
+class DummyTensors;  // dummy_checkpoint.h
+
 struct Checkpoint {
   struct Shard {
     std::string name;
@@ -28,6 +30,7 @@ struct Checkpoint {
   };
   std::vector<std::unique_ptr<Shard>> shards;
   std::map<std::string, Place, std::less<>> tensors;
+  std::shared_ptr<DummyTensors> dummy;  // not null: what is not in `tensors` is made up
 };
 
 // The error lists every problem of every file: unreadable or malformed shards, names the index puts in a shard that lacks them,

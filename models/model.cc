@@ -2,6 +2,7 @@
 
 #include "models/checkpoint.h"
 #include "models/decoder.h"
+#include "models/dummy_checkpoint.h"
 #include "models/families.h"
 #include "models/weights.h"
 
@@ -44,7 +45,8 @@ StatusOr<std::unique_ptr<Model>> Model::Load(const std::string& dir, Device* dev
   // What is wrong with the config and what is wrong with the files is told at once.
   StatusOr<ModelConfig> config = ParseModelConfig(*config_text, generation_text);
   StatusOr<GenerationDefaults> defaults = ParseGenerationDefaults(generation_text);
-  StatusOr<Checkpoint> checkpoint = OpenCheckpoint(fs, dir);
+  const bool dummy = options.format == LoadFormat::kDummy;
+  StatusOr<Checkpoint> checkpoint = dummy ? DummyCheckpoint() : OpenCheckpoint(fs, dir);
   std::vector<std::string> problems;
   if (!config.ok()) problems.push_back(Message(config.status()));
   if (config.ok() && !defaults.ok()) problems.push_back(Message(defaults.status()));
@@ -52,6 +54,11 @@ StatusOr<std::unique_ptr<Model>> Model::Load(const std::string& dir, Device* dev
   if (!checkpoint.ok()) problems.push_back(Message(checkpoint.status()));
   if (!problems.empty()) return ListProblems(dir, problems);
   if (const Status status = CheckOptions(*config, options); !status.ok()) return AtPlace(dir, status);
+  if (dummy && config->quantized)
+    return InvalidArgument(
+        "{}: config.json has a quantization_config, and quantised weights are not made up; take it out and quantise at load "
+        "instead (--quantization)",
+        dir);
 
   const Family* family = FindFamily(config->architecture);
   KVASIR_CHECK(family != nullptr, "{} passed ParseModelConfig", config->architecture);
@@ -59,7 +66,7 @@ StatusOr<std::unique_ptr<Model>> Model::Load(const std::string& dir, Device* dev
                                                             {.dtype = options.dtype,
                                                              .quantization = options.quantization,
                                                              .config_text = *config_text,
-                                                             .packed_cache = options.packed_cache,
+                                                             .packed_cache = dummy ? PackedCacheOptions() : options.packed_cache,
                                                              .progress = options.progress}));
   LoadOptions chosen = options;
   if (chosen.max_model_len == 0) chosen.max_model_len = config->max_position_embeddings;

@@ -17,7 +17,11 @@ namespace kvasir {
 
 using ForwardInput = StepInput;  // kv: one per group of kv_groups(); the program is the model's to name
 
+// kSafetensors: the folder's files. kDummy: weights are made up (dummy_checkpoint.h), and the folder needs none.
+enum class LoadFormat : uint8_t { kSafetensors, kDummy };
+
 struct LoadOptions {
+  LoadFormat format = LoadFormat::kSafetensors;
   std::optional<DType> dtype;  // nullopt = as stored ("auto")
   // Of linear weights. nullopt = as the checkpoint stores them; none = as plain values, also where they are stored quantised.
   std::optional<QuantFormat> quantization;

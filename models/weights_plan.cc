@@ -6,6 +6,8 @@
 #include <array>
 #include <numeric>
 
+#include "models/dummy_checkpoint.h"
+
 namespace kvasir {
 namespace {
 
@@ -457,6 +459,10 @@ bool WeightsPlan::LocateTensor(const std::string& name, const std::vector<uint64
     return false;
   };
   const auto found = checkpoint_.tensors.find(name);
+  if (found == checkpoint_.tensors.end() && checkpoint_.dummy != nullptr && !bytes) {
+    *place = checkpoint_.dummy->Invent(name, shape);
+    return true;
+  }
   if (found == checkpoint_.tensors.end()) {
     const char* hint = name == names_.lm_head ? "; a model without it has \"tie_word_embeddings\": true in config.json" : "";
     return complain(fmt::format("tensor '{}' is missing{}", name, hint));

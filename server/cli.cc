@@ -68,6 +68,11 @@ void AddModelOptions(CLI::App& app, EngineOptions& o) {
       ->check(Quantization())
       ->capture_default_str()
       ->group("Model");
+  Env(app.add_option("--load-format", o.load_format,
+                     "auto, safetensors: the folder's weights; dummy: made-up ones, to measure a shape without its files"))
+      ->check(CLI::IsMember({"auto", "safetensors", "dummy"}))
+      ->capture_default_str()
+      ->group("Model");
   Env(app.add_option(
           "--packed-cache", o.packed_cache,
           "Folder where packed weights are kept, so that the next start maps them; auto = ~/.cache/kvasir/packed; off"))

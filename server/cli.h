@@ -23,6 +23,7 @@ struct EngineOptions {
   int threads = 0;                                 // 0 = all the process may use
   std::string dtype = "auto";                      // auto | float32 | float16 | bfloat16
   std::string quantization = "auto";               // auto = as stored; see ParseQuantFormat
+  std::string load_format = "auto";                // auto, safetensors | dummy: made-up weights
   std::string packed_cache = "auto";               // auto = ~/.cache/kvasir/packed | off | a folder
   int64_t packed_cache_limit = int64_t{32} << 30;  // bytes
   std::string kv_cache_dtype = "auto";             // auto | float32 | float16 | bfloat16

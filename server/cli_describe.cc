@@ -15,6 +15,7 @@ std::string DescribeOptions(const ServeOptions& o) {
   line("threads", e.threads);
   line("dtype", e.dtype);
   line("quantization", e.quantization);
+  line("load-format", e.load_format);
   line("packed-cache", e.packed_cache);
   line("packed-cache-limit", e.packed_cache_limit);
   line("kv-cache-dtype", e.kv_cache_dtype);

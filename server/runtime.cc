@@ -195,6 +195,10 @@ StatusOr<std::unique_ptr<Runtime>> Runtime::Create(const EngineOptions& options,
   if (options.quantization != "auto") {
     KVASIR_ASSIGN_OR_RETURN(load.quantization, ParseQuantFormat(options.quantization));
   }
+  if (options.load_format == "dummy") {
+    load.format = LoadFormat::kDummy;
+    spdlog::warn("the weights are made up (--load-format dummy): answers mean nothing");
+  }
   load.packed_cache = {.dir = PackedCacheFolder(options.packed_cache),
                        .limit_bytes = uint64_t(options.packed_cache_limit),
                        .remark = [](const std::string& text) { spdlog::info("{}", text); }};

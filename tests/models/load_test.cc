@@ -25,6 +25,11 @@ Status LoadStatus(const Fs& fs, const std::string& dir = "m") {
   return Model::Load(dir, device.get(), {.max_step_tokens = 8, .max_logits_rows = 2, .fs = &fs}).status();
 }
 
+std::string ReadFile(const std::filesystem::path& path) {
+  std::ifstream file(path);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
 struct Broken {
   std::string name;
   std::function<void(Files&)> breaks;
@@ -477,6 +482,48 @@ TEST(Forward, RefusesInputThatDoesNotFit) {
   ids.clear(), positions.clear();
   EXPECT_THAT(forward(), HasSubstr("0 tokens"));
   device->Free(*memory);
+}
+
+// A folder of config.json alone, as --load-format dummy reads it.
+TEST(DummyWeights, EveryFamilyComputes) {
+  int families = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(KVASIR_SOURCE_DIR "/tests/data/families")) {
+    if (!std::filesystem::exists(entry.path() / "config.json")) continue;
+    SCOPED_TRACE(entry.path().filename());
+    Files files;
+    files["m/config.json"] = ReadFile(entry.path() / "config.json");
+    const FakeFs fs(files);
+    const LoadOptions options = {.format = LoadFormat::kDummy, .max_step_tokens = 16, .max_logits_rows = 1, .fs = &fs};
+    std::vector<std::vector<float>> logits;
+    std::string fingerprint;
+    for (int load = 0; load < 2; ++load) {
+      const auto device = *MakeCpuDevice({.threads = 1});
+      auto model = Model::Load("m", device.get(), options);
+      ASSERT_TRUE(model.ok()) << model.status();
+      SequenceRunner runner(model->get(), device.get(), 20);
+      const std::vector<int32_t> ids = {1, 2, 3, 4, 5, 6, 7, 8, 9};
+      ASSERT_TRUE(runner.Append(ids).ok());
+      logits.push_back(runner.Logits(8));
+      for (const float l : logits.back()) ASSERT_TRUE(std::isfinite(l));
+      EXPECT_NE(logits.back()[0], logits.back()[1]);
+      if (load == 1) {
+        EXPECT_EQ(logits[0], logits[1]) << "made up anew";
+        EXPECT_EQ((*model)->fingerprint(), fingerprint);
+      }
+      fingerprint = (*model)->fingerprint();
+      ++families;
+    }
+  }
+  EXPECT_GT(families, 60);
+}
+
+TEST(DummyWeights, QuantisedOnesAreRefused) {
+  Files files;
+  files["m/config.json"] = ReadFile(KVASIR_SOURCE_DIR "/tests/data/quantized/awq-int4/config.json");
+  const FakeFs fs(files);
+  const auto device = *MakeCpuDevice({.threads = 1});
+  const auto model = Model::Load("m", device.get(), {.format = LoadFormat::kDummy, .fs = &fs});
+  EXPECT_THAT(Message(model.status()), HasSubstr("quantization_config"));
 }
 
 }  // namespace
