@@ -172,6 +172,13 @@ class Device {
   virtual void Free(void* buffer) = 0;
   virtual void CopyToDevice(void* dst, const void* host, size_t bytes) = 0;
   virtual void CopyToHost(void* host, const void* src, size_t bytes) = 0;
+  // Memory of the host that blocks are moved to and from (CopyOut, CopyIn): where the device has memory of its own, such that
+  // copies go at the full speed of the link. Not zeroed. The device's until FreeHost.
+  virtual StatusOr<void*> AllocateHost(size_t bytes, std::string_view what);
+  virtual void FreeHost(void* memory);
+  // Of whole blocks, in the order of the ops before and after.
+  virtual void CopyIn(void* dst, const void* host, size_t bytes) { CopyToDevice(dst, host, bytes); }
+  virtual void CopyOut(void* host, const void* src, size_t bytes) { CopyToHost(host, src, bytes); }
   virtual void CopyOnDevice(void* dst, const void* src, size_t bytes) = 0;  // a whole block: copy-on-write
   virtual Status Synchronize() = 0;  // waits; an error here means the device is lost and nothing computed since is to be used
 

@@ -45,9 +45,14 @@ KvCache::KvCache(const KvCacheConfig& config) : config_(config) {
     has_windows_ = has_windows_ || window > 0;
   }
   plain_ = groups_.size() == 1 && !has_windows_;
-  if (groups_.size() > 1) group_of_.resize(size_t(config.num_blocks));
+  const int64_t extents = config.num_blocks + config.host_blocks;
+  KVASIR_CHECK(extents * plan_.extent_granules < int64_t{kNone}, "{} + {} extents of {} granules do not fit 32-bit names",
+               config.num_blocks, config.host_blocks, plan_.extent_granules);
+  if (groups_.size() > 1) group_of_.resize(size_t(extents));
+  first_host_ = uint32_t(config.num_blocks);
   pool_ = std::make_unique<ExtentPool>(config.num_blocks, int(most_blocks));
-  tree_ = std::make_unique<PrefixTree>(MaxNodes(config.num_blocks, most_blocks, groups_[0].window_tokens > 0), num_groups(),
+  if (config.host_blocks > 0) host_ = std::make_unique<ExtentPool>(config.host_blocks, int(most_blocks), first_host_);
+  tree_ = std::make_unique<PrefixTree>(MaxNodes(extents, most_blocks, groups_[0].window_tokens > 0), num_groups(),
                                        config.block_tokens, config.fingerprint, config.hash_bits);
 }
 
@@ -56,28 +61,30 @@ KvCache::~KvCache() = default;
 // --- references ---------------------------------------------------------------------------------------------------------
 
 void KvCache::Hold(uint32_t extent) {
-  if (!pool_->AddReference(extent) || !has_windows_) return;
+  if (!Pool(extent).AddReference(extent) || !has_windows_ || IsHost(extent)) return;
   if (groups_[group_of_.empty() ? 0 : group_of_[extent]].window_tokens > 0) ++held_in_windows_;
 }
 
 void KvCache::LetGo(uint32_t extent) {
-  if (!pool_->DropReference(extent)) return;
+  ExtentPool& pool = Pool(extent);
+  if (!pool.DropReference(extent)) return;
   const Group& group = groups_[group_of_.empty() ? 0 : group_of_[extent]];
-  if (group.window_tokens > 0) --held_in_windows_;
-  if (pool_->IsPublished(extent, 0, uint32_t(group.per_extent))) {
-    pool_->Cache(extent);
+  if (group.window_tokens > 0 && !IsHost(extent)) --held_in_windows_;
+  if (pool.IsPublished(extent, 0, uint32_t(group.per_extent))) {
+    pool.Cache(extent);
   } else {
-    pool_->Free(extent);
+    pool.Free(extent);
   }
 }
 
 // Takes the blocks from first_offset on out of the tree.
 void KvCache::Forget(uint32_t extent, uint32_t first_offset) {
   const int g = group_of_.empty() ? 0 : group_of_[extent];
+  ExtentPool& pool = Pool(extent);
   for (uint32_t offset = first_offset; offset < uint32_t(groups_[g].per_extent); ++offset) {
-    const uint32_t node = pool_->node(extent, offset);
+    const uint32_t node = pool.node(extent, offset);
     if (node == kNone) continue;
-    pool_->SetNode(extent, offset, kNone);
+    pool.SetNode(extent, offset, kNone);
     tree_->ClearBlock(node, g);
     ++stats_.evicted_blocks;
   }
@@ -95,14 +102,14 @@ void KvCache::PrefetchEviction() const {
   if (const uint32_t third = pool_->next_oldest(second); third != kNone) pool_->Prefetch(third);
 }
 
-uint32_t KvCache::Take(int group) {
+uint32_t KvCache::Take(int group, std::vector<BlockCopy>& copies) {
   uint32_t extent;
   if (pool_->free_extents() > 0) {
     extent = pool_->Allocate();
   } else {
     extent = pool_->TakeOldest();
     KVASIR_CHECK(extent != kNone, "no memory is free and nothing can be given up");
-    if (!KVASIR_MUTATED(kForgetToUnpublish)) Forget(extent, 0);
+    if (!MoveOut(extent, copies) && !KVASIR_MUTATED(kForgetToUnpublish)) Forget(extent, 0);
     PrefetchEviction();
   }
   if (!group_of_.empty()) group_of_[extent] = uint8_t(group);
@@ -123,7 +130,7 @@ uint32_t KvCache::RunExtent(const SequenceKv& kv, int group, int32_t run) const 
 }
 
 int64_t KvCache::HeldExtents(const SequenceKv& kv, int group) const {
-  return groups_[group].ExtentsFor(int32_t(kv.tables[group].size())) - groups_[group].Run(kv.released[group]);
+  return groups_[group].ExtentsFor(int32_t(kv.tables[group].size())) - groups_[group].Run(kv.released[group]) - kv.in_host[group];
 }
 
 // --- finding ------------------------------------------------------------------------------------------------------------
@@ -169,6 +176,7 @@ int32_t KvCache::Match(std::span<const int32_t> tokens, std::span<const std::byt
     }
     kv.num_published = found;
     kv.num_tokens = found * config_.block_tokens;
+    if (count) stats_.host_hit_tokens += std::min<int64_t>(kv.in_host[0] * shapes_[0].extent_tokens, kv.num_tokens);
   }
   if (has_windows_) SetNextTrim(kv);
   if (count) {
@@ -195,6 +203,7 @@ void KvCache::HoldPath(SequenceKv& kv, int group, int32_t blocks) {
         continue;
       }
       Hold(ExtentOf(entry));
+      kv.in_host[group] += IsHost(ExtentOf(entry));
       table.push_back(entry);
     }
     return;
@@ -211,6 +220,7 @@ void KvCache::HoldPath(SequenceKv& kv, int group, int32_t blocks) {
     }
     const uint32_t extent = ExtentOf(entry);
     Hold(extent);
+    kv.in_host[group] += IsHost(extent);
     kv.last_extent[group] = extent;
     for (; first < end; ++first) table[size_t(first)] = Entry(extent, g.Offset(first), g);
   }
@@ -224,9 +234,9 @@ void KvCache::HoldPath(SequenceKv& kv, int group, int32_t blocks) {
 bool KvCache::NeedsCopy(const SequenceKv& kv, int group, int32_t run, int32_t first_block, bool last_resort) const {
   const Group& g = groups_[group];
   const uint32_t extent = RunExtent(kv, group, run);
-  if (pool_->references(extent) > 1) return true;
+  if (Pool(extent).references(extent) > 1) return true;
   if (g.per_extent == 1 || last_resort || run != g.Run(first_block)) return false;
-  return pool_->IsPublished(extent, g.Offset(first_block), uint32_t(g.per_extent));
+  return Pool(extent).IsPublished(extent, g.Offset(first_block), uint32_t(g.per_extent));
 }
 
 int64_t KvCache::CopiesNeeded(const SequenceKv& kv, int32_t first_block, bool last_resort) const {
@@ -251,7 +261,7 @@ void KvCache::Unshare(SequenceKv& kv, int group, int32_t first_write, bool last_
       if (last_resort && run == g.Run(first_block)) Forget(shared, g.Offset(first_block));
       continue;
     }
-    const uint32_t mine = Take(group);
+    const uint32_t mine = Take(group, copies);
     const int32_t begin = std::max(run * g.per_extent, kv.released[group]), end = std::min(held, (run + 1) * g.per_extent);
     if (const int32_t blocks = std::min(end, kept_end) - begin; blocks > 0) {
       const uint32_t offset = g.Offset(begin);
@@ -272,6 +282,7 @@ bool KvCache::Grow(SequenceKv& kv, int32_t num_tokens, int32_t first_write, std:
   int64_t needed = 0;
   for (int g = 0; g < num_groups(); ++g) {
     const int32_t held = int32_t(kv.tables[g].size());
+    needed += kv.in_host[g];
     if (wanted > held) needed += groups_[g].ExtentsFor(wanted) - groups_[g].ExtentsFor(held);
   }
   bool last_resort = false;
@@ -281,6 +292,8 @@ bool KvCache::Grow(SequenceKv& kv, int32_t num_tokens, int32_t first_write, std:
     if (last_resort && CopiesNeeded(kv, first_block, true) > available) return false;
   }
   if (needed > available_extents()) return false;
+  for (int g = 0; g < num_groups() && host_ != nullptr; ++g)
+    if (kv.in_host[g] > 0) MoveIn(kv, g, copies);
   if (kv.shared_tails != 0) {
     for (int g = 0; g < num_groups(); ++g) {
       if (kv.shared_tails >> g & 1) Unshare(kv, g, first_write, last_resort, copies);
@@ -292,7 +305,7 @@ bool KvCache::Grow(SequenceKv& kv, int32_t num_tokens, int32_t first_write, std:
     std::vector<uint32_t>& table = kv.tables[g];
     while (int32_t(table.size()) < wanted) {
       const uint32_t offset = group.Offset(int32_t(table.size()));
-      if (offset == 0) kv.last_extent[g] = Take(g);
+      if (offset == 0) kv.last_extent[g] = Take(g, copies);
       table.push_back(Entry(kv.last_extent[g], offset, group));
     }
   }
@@ -339,7 +352,9 @@ void KvCache::PublishBlock(SequenceKv& kv, int32_t index, uint32_t node) {
     std::vector<uint32_t>& table = kv.tables[g];
     const uint32_t mine = table[size_t(index)], known = tree_->block(node, g);
     if (mine == kNone || mine == known) continue;  // let go before it could be published; or published by ourselves
-    if (known == kNone) {
+    const bool in_host = known != kNone && IsHost(ExtentOf(known));  // computed again where it was not to be matched
+    if (in_host) ForgetInHost(node, g);
+    if (known == kNone || in_host) {
       tree_->SetBlock(node, g, mine);
       pool_->SetNode(ExtentOf(mine), group.Offset(index), node);
       continue;
@@ -383,6 +398,7 @@ void KvCache::Trim(SequenceKv& kv, int32_t num_computed) {
 
 void KvCache::Fork(SequenceKv& parent, SequenceKv& child, int32_t num_computed) {
   KVASIR_CHECK(child.empty(), "Fork needs an empty child");
+  KVASIR_CHECK(parent.in_host == decltype(parent.in_host){}, "a match is to be grown before it is forked");
   for (int g = 0; g < num_groups(); ++g) {
     const Group& group = groups_[g];
     const int32_t runs = group.ExtentsFor(int32_t(parent.tables[g].size()));
@@ -408,6 +424,7 @@ void KvCache::Release(SequenceKv& kv) {
   }
   if (kv.tail_node != kNone) tree_->Unpin(kv.tail_node);
   kv.released = {};
+  kv.in_host = {};
   kv.num_tokens = kv.num_published = 0;
   kv.next_trim = INT32_MAX;
   kv.shared_tails = 0;
@@ -416,10 +433,13 @@ void KvCache::Release(SequenceKv& kv) {
 }
 
 void KvCache::DropCached() {
-  for (uint32_t extent = pool_->TakeOldest(); extent != kNone; extent = pool_->TakeOldest()) {
-    Forget(extent, 0);
-    pool_->DropReference(extent);
-    pool_->Free(extent);
+  for (ExtentPool* pool : {pool_.get(), host_.get()}) {
+    if (pool == nullptr) continue;
+    for (uint32_t extent = pool->TakeOldest(); extent != kNone; extent = pool->TakeOldest()) {
+      Forget(extent, 0);
+      pool->DropReference(extent);
+      pool->Free(extent);
+    }
   }
 }
 
@@ -430,6 +450,10 @@ KvCacheStats KvCache::stats() const {
   stats.cached_blocks = pool_->cached_extents();
   stats.used_blocks = stats.total_blocks - stats.free_blocks - stats.cached_blocks;
   stats.collisions = tree_->collisions();
+  if (host_ != nullptr) {
+    stats.host_total_blocks = host_->num_extents();
+    stats.host_used_blocks = host_->num_extents() - host_->free_extents();
+  }
   return stats;
 }
 

@@ -13,6 +13,12 @@
 //  * Release drops the references; what is published stays cached until it is given up.
 //  * Preemption is Publish + Release; resuming is Match. Fork shares all extents of a sequence (n > 1).
 //
+// Below the device's arena there may be a host's (host_blocks). What is given up on the device then moves there, and can still be
+// found; what is found there is moved back by the Grow after the Match, into extents that it counts as any other. So preemption
+// becomes a swap, and nothing that calls this knows. Extents of the host are named after the device's, and so are the granules of
+// their blocks; a table has such entries only between Match and Grow. A block is in one place. What the host gives up is gone.
+// Moves are BlockCopies, to be done in their order before the step: memory that one has left is what the next one fills.
+//
 // What is given up first: the extent unused for longest, whatever its group. A sequence lets go of its windows before the groups
 // that keep all, and deepest first. A block of a group that keeps all is useless without every block before it, and so goes
 // before them; a window's block is needed only by a text that goes on right behind it, so any may go, and one that goes takes the
@@ -42,7 +48,8 @@ struct ChainHash {
 };
 
 struct KvCacheConfig {
-  int64_t num_blocks = 0;  // extents of the arena: with one group, its blocks
+  int64_t num_blocks = 0;   // extents of the arena: with one group, its blocks
+  int64_t host_blocks = 0;  // extents of the host's arena; 0 = there is none
   int block_tokens = 16;
   bool enable_prefix_caching = true;
   std::string fingerprint;            // model weights + KV format: differs => nothing is shared
@@ -60,6 +67,7 @@ struct SequenceKv {
   std::array<std::vector<uint32_t>, kMaxKvGroups> tables;
   std::array<int32_t, kMaxKvGroups> released{};      // leading blocks let go
   std::array<uint32_t, kMaxKvGroups> last_extent{};  // of the last block, where an extent holds several
+  std::array<int32_t, kMaxKvGroups> in_host{};       // extents that are still to be moved to the device
   uint32_t tail_node = UINT32_MAX;                   // prefix-tree node of the last published block
   ChainHash chain;                                   // hash of the published prefix
 
@@ -67,7 +75,7 @@ struct SequenceKv {
 };
 
 struct BlockCopy {
-  uint32_t from = 0, to = 0;  // granules
+  uint32_t from = 0, to = 0;  // granules: of the device's arena, and after them those of the host's
   int64_t bytes = 0;
 };
 
@@ -76,7 +84,11 @@ struct KvCacheStats {
   int64_t total_blocks = 0, free_blocks = 0, cached_blocks = 0, used_blocks = 0;  // cached: not in use, can be given up
   int64_t queried_tokens = 0, hit_tokens = 0;                                     // over all Match calls that count
   int64_t evicted_blocks = 0, published_blocks = 0, copied_blocks = 0;            // blocks of a group; places in texts; copies
-  int64_t collisions = 0;  // hash equal, content not: compared and passed over
+  // The host's part. Extents there are in use as long as something in them can be found.
+  int64_t host_total_blocks = 0, host_used_blocks = 0;
+  int64_t moved_out_blocks = 0, moved_in_blocks = 0;  // extents moved to the host and back
+  int64_t host_hit_tokens = 0;                        // of hit_tokens, those whose first group's blocks came from the host
+  int64_t collisions = 0;                             // hash equal, content not: compared and passed over
 };
 
 class PrefixTree;
@@ -110,6 +122,8 @@ class KvCache {
   void DropCached();  // forgets everything cached without users (reset_prefix_cache)
   // Room for the tables of num_tokens tokens, so that growing allocates nothing.
   void ReserveTables(SequenceKv& kv, int64_t num_tokens) const;
+  // Granules from here on are the host's.
+  uint32_t first_host_granule() const { return first_host_ * plan_.extent_granules; }
 
   int BlocksFor(int64_t tokens) const { return int((tokens + config_.block_tokens - 1) / config_.block_tokens); }
   int num_groups() const { return int(plan_.groups.size()); }
@@ -117,7 +131,7 @@ class KvCache {
   const std::vector<KvGroupShape>& shapes() const { return shapes_; }
   int64_t available_extents() const;                            // free + cached
   int64_t held_in_windows() const { return held_in_windows_; }  // extents in use by groups with a window, each counted once
-  int64_t HeldExtents(const SequenceKv& kv, int group) const;
+  int64_t HeldExtents(const SequenceKv& kv, int group) const;   // of the device
   const KvCacheConfig& config() const { return config_; }
   KvCacheStats stats() const;
 
@@ -144,9 +158,17 @@ class KvCache {
   uint32_t RunExtent(const SequenceKv& kv, int group, int32_t run) const;
   int32_t Walk(std::span<const int32_t> tokens, std::span<const std::byte, 32> salt, int32_t max_tokens) const;
   void HoldPath(SequenceKv& kv, int group, int32_t blocks);
+  bool IsHost(uint32_t extent) const { return extent >= first_host_; }
+  ExtentPool& Pool(uint32_t extent) { return IsHost(extent) ? *host_ : *pool_; }
+  const ExtentPool& Pool(uint32_t extent) const { return IsHost(extent) ? *host_ : *pool_; }
   void Hold(uint32_t extent);
   void LetGo(uint32_t extent);
-  uint32_t Take(int group);  // the caller has made sure that there is one
+  uint32_t Take(int group, std::vector<BlockCopy>& copies);  // of the device; the caller has made sure that there is one
+  // kv_host.cc: between device and host.
+  void Move(uint32_t from, uint32_t to, int group, std::vector<BlockCopy>& copies);
+  bool MoveOut(uint32_t extent, std::vector<BlockCopy>& copies);
+  void MoveIn(SequenceKv& kv, int group, std::vector<BlockCopy>& copies);
+  void ForgetInHost(uint32_t node, int group);
   void Forget(uint32_t extent, uint32_t first_offset);
   void PrefetchEviction() const;
   bool NeedsCopy(const SequenceKv& kv, int group, int32_t run, int32_t first_block, bool last_resort) const;
@@ -156,7 +178,9 @@ class KvCache {
   void SetNextTrim(SequenceKv& kv) const;
   Status CheckExtents(std::span<const SequenceKv* const> live) const;
   Status CheckTables(const SequenceKv& kv, std::vector<uint32_t>& held) const;
-  Status CheckEvictionOrder() const;
+  Status CheckEvictionOrder(const ExtentPool& pool) const;
+  Status CheckNodes() const;
+  Status CheckHost() const;
 
   KvCacheConfig config_;
   KvArenaPlan plan_;
@@ -164,7 +188,8 @@ class KvCache {
   std::vector<KvGroupShape> shapes_;
   bool plain_ = true;  // one group that keeps all
   bool has_windows_ = false;
-  std::unique_ptr<ExtentPool> pool_;
+  std::unique_ptr<ExtentPool> pool_, host_;  // host_: null without one
+  uint32_t first_host_ = 0;                  // extents from here on are the host's
   std::unique_ptr<PrefixTree> tree_;
   std::vector<uint8_t> group_of_;       // by extent; empty with one group
   mutable std::vector<uint32_t> path_;  // nodes of a walk

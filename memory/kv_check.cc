@@ -20,7 +20,35 @@ Status KvCache::Check(std::span<const SequenceKv* const> live) const {
   }
   KVASIR_RETURN_IF_ERROR(AtPlace("prefix tree", tree_->Check(pins)));
   KVASIR_RETURN_IF_ERROR(CheckExtents(live));
-  return CheckEvictionOrder();
+  KVASIR_RETURN_IF_ERROR(CheckEvictionOrder(*pool_));
+  if (host_ != nullptr) {
+    KVASIR_RETURN_IF_ERROR(AtPlace("host", CheckHost()));
+    KVASIR_RETURN_IF_ERROR(AtPlace("host", CheckEvictionOrder(*host_)));
+  }
+  return CheckNodes();
+}
+
+// Between steps what is in the host is there because it can be found, and nobody holds it.
+Status KvCache::CheckHost() const {
+  KVASIR_RETURN_IF_ERROR(host_->Check());
+  int64_t listed = 0;
+  for (uint32_t e = host_->oldest(); e != kNone; e = host_->next_oldest(e)) {
+    if (++listed > host_->cached_extents()) return Internal("the order of eviction is torn at extent {}", e);
+    const int g = group_of_.empty() ? 0 : group_of_[e];
+    const uint32_t blocks = uint32_t(groups_[g].per_extent);
+    if (host_->references(e) > 0 || !host_->IsPublished(e, 0, blocks)) return Internal("extent {} is kept for nothing", e);
+    for (uint32_t offset = 0; offset < blocks; ++offset) {
+      const uint32_t node = host_->node(e, offset);
+      if (node != kNone && (!tree_->Contains(node) || tree_->block(node, g) != Entry(e, offset, groups_[g]))) {
+        return Internal("extent {} says that node {} is in it, which it is not", e, node);
+      }
+    }
+  }
+  if (listed != host_->cached_extents() || listed + host_->free_extents() != host_->num_extents()) {
+    return Internal("{} extents listed, {} counted, {} free of {}", listed, host_->cached_extents(), host_->free_extents(),
+                    host_->num_extents());
+  }
+  return OkStatus();
 }
 
 // One sequence: its entries lie in extents of their group, at their offset, and what counts as published can be found.
@@ -99,17 +127,22 @@ Status KvCache::CheckExtents(std::span<const SequenceKv* const> live) const {
   return OkStatus();
 }
 
-// Where an extent is a block: of a group that keeps all, a block goes before its parent's. And every block a node has is there.
-Status KvCache::CheckEvictionOrder() const {
-  std::vector<char> passed(size_t(pool_->num_extents()));
-  for (uint32_t e = pool_->oldest(); e != kNone; e = pool_->next_oldest(e)) {
+// Where an extent is a block: of a group that keeps all, a block goes before its parent's.
+Status KvCache::CheckEvictionOrder(const ExtentPool& pool) const {
+  std::vector<char> passed(size_t(first_host_) + (host_ != nullptr ? size_t(host_->num_extents()) : 0));
+  for (uint32_t e = pool.oldest(); e != kNone; e = pool.next_oldest(e)) {
     passed[e] = 1;
     const int g = group_of_.empty() ? 0 : group_of_[e];
     if (groups_[g].window_tokens > 0 || groups_[g].per_extent > 1) continue;
-    const uint32_t parent = tree_->parent(pool_->node(e, 0));
+    const uint32_t parent = tree_->parent(pool.node(e, 0));
     if (tree_->IsRoot(parent) || tree_->block(parent, g) == kNone) continue;
     if (passed[ExtentOf(tree_->block(parent, g))]) return Internal("extent {} would be evicted after its parent's", e);
   }
+  return OkStatus();
+}
+
+// Every block a node has is there.
+Status KvCache::CheckNodes() const {
   for (uint32_t node = 0; node < uint32_t(tree_->max_nodes()); ++node) {
     if (!tree_->Contains(node)) continue;
     for (int g = 0; g < num_groups(); ++g) {
@@ -117,16 +150,18 @@ Status KvCache::CheckEvictionOrder() const {
       if (entry == kNone) continue;
       const uint32_t extent = ExtentOf(entry);
       const uint32_t offset = (entry - extent * plan_.extent_granules) / groups_[g].granules;
-      if ((!group_of_.empty() && group_of_[extent] != g) || pool_->node(extent, offset) != node) {
+      if ((!group_of_.empty() && group_of_[extent] != g) || Pool(extent).node(extent, offset) != node) {
         return Internal("node {} has block {} of group {}, which is not its own", node, entry, g);
       }
       const uint32_t parent = tree_->parent(node);
       if (groups_[g].window_tokens > 0 || groups_[g].per_extent > 1 || tree_->IsRoot(parent)) continue;
       const uint32_t before = tree_->block(parent, g);
       if (before == kNone) return Internal("group {}: block {} outlives its parent's", g, entry);
-      if (pool_->references(extent) > 0 && pool_->references(ExtentOf(before)) == 0) {
+      if (Pool(extent).references(extent) > 0 && Pool(ExtentOf(before)).references(ExtentOf(before)) == 0) {
         return Internal("group {}: block {} is held but its parent's {} is not", g, entry, before);
       }
+      if (IsHost(ExtentOf(before)) && !IsHost(extent))
+        return Internal("group {}: block {} was left behind by its parent's", g, entry);
     }
   }
   return OkStatus();

@@ -30,6 +30,7 @@ enum class Mutation : int {
   kMatchWithoutWindow,  // a prefix counts as found though blocks of its window are gone
   kForgetToUnpublish,   // memory goes to a new holder while its old blocks can still be found
   kCopyTooLittle,       // a copy takes one block's bytes where several are kept
+  kForgetMove,          // what moves between device and host is not copied
   kCount,
 };
 

@@ -161,6 +161,13 @@ void AddSchedulerAndCacheOptions(CLI::App& app, EngineOptions& o) {
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 50))
       ->capture_default_str()
       ->group("KV cache");
+  Env(app.add_option(
+          "--kv-host-memory", o.kv_host_memory,
+          "Memory of the host that KV moves to when a GPU's is full, and comes back from instead of being computed again"))
+      ->transform(Size())
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 50))
+      ->capture_default_str()
+      ->group("KV cache");
   Env(app.add_flag("--enable-prefix-caching,!--no-enable-prefix-caching", o.enable_prefix_caching,
                    "Reuse KV of equal prefixes (on by default)"))
       ->group("KV cache");

@@ -36,6 +36,7 @@ struct EngineOptions {
   int64_t num_blocks = 0;                // --num-gpu-blocks-override; 0 = from memory
   double gpu_memory_utilization = 0.92;  // of a GPU's memory, for weights, activations and KV together
   int64_t kv_cache_memory_bytes = 0;     // 0 = chosen from what the machine has
+  int64_t kv_host_memory = 0;            // bytes of the host's memory below the device's KV cache; 0 = none
   bool enable_prefix_caching = true;
   std::string scheduling_policy = "fcfs";  // fcfs | priority
   bool reserve_to_finish = false;

@@ -28,6 +28,7 @@ std::string DescribeOptions(const ServeOptions& o) {
   line("num-gpu-blocks-override", e.num_blocks);
   line("gpu-memory-utilization", e.gpu_memory_utilization);
   line("kv-cache-memory-bytes", e.kv_cache_memory_bytes);
+  line("kv-host-memory", e.kv_host_memory);
   line("enable-prefix-caching", e.enable_prefix_caching);
   line("scheduling-policy", e.scheduling_policy);
   line("reserve-to-finish", e.reserve_to_finish);

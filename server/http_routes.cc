@@ -54,15 +54,14 @@ constexpr Route kRoutes[] = {
     {"/apply-template", true, false, Action::kRenderText, "render"},
 };
 
-constexpr const char* kPage =
-    "Kvasir " KVASIR_VERSION
-    " - an LLM inference server with OpenAI's API.\n\n"
-    "  curl $THIS/v1/chat/completions -H 'Content-Type: application/json' \\\n"
-    "    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hello!\"}], \"stream\": true}'\n\n"
-    "POST /v1/chat/completions  /v1/completions  /tokenize  /detokenize  /apply-template\n"
-    "POST /v1/chat/completions/render  /v1/completions/render\n"
-    "GET  /v1/models  /health  /metrics  /version\n\n"
-    "With an API key, add -H 'Authorization: Bearer KEY'.\n";
+constexpr const char* kPage = "Kvasir " KVASIR_VERSION
+                              " - an LLM inference server with OpenAI's API.\n\n"
+                              "  curl $THIS/v1/chat/completions -H 'Content-Type: application/json' \\\n"
+                              "    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hello!\"}], \"stream\": true}'\n\n"
+                              "POST /v1/chat/completions  /v1/completions  /tokenize  /detokenize  /apply-template\n"
+                              "POST /v1/chat/completions/render  /v1/completions/render\n"
+                              "GET  /v1/models  /health  /metrics  /version\n\n"
+                              "With an API key, add -H 'Authorization: Bearer KEY'.\n";
 
 int HexDigit(char c) {
   if (c >= '0' && c <= '9') return c - '0';

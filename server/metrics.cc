@@ -209,6 +209,13 @@ void ServerMetrics::AppendServer(std::string& out, const Snapshot& snapshot) con
   One(out, "kvasir_kv_blocks_used", "gauge", "KV blocks held by requests.", "", double(kv.used_blocks));
   One(out, "kvasir_kv_blocks_cached", "gauge", "KV blocks kept for reuse, given up when needed.", "", double(kv.cached_blocks));
   One(out, "kvasir_kv_blocks_free", "gauge", "KV blocks that hold nothing.", "", double(kv.free_blocks));
+  One(out, "kvasir_kv_host_blocks", "gauge", "KV blocks that the host's memory holds at most.", "", double(kv.host_total_blocks));
+  One(out, "kvasir_kv_host_blocks_used", "gauge", "KV blocks in the host's memory.", "", double(kv.host_used_blocks));
+  One(out, "kvasir_kv_moved_out_blocks_total", "counter", "KV blocks moved to the host's memory.", "",
+      double(kv.moved_out_blocks));
+  One(out, "kvasir_kv_moved_in_blocks_total", "counter", "KV blocks moved back to the device.", "", double(kv.moved_in_blocks));
+  One(out, "kvasir_kv_host_hit_tokens_total", "counter", "Prompt tokens found in the host's memory.", "",
+      double(kv.host_hit_tokens));
   One(out, "kvasir_kv_evicted_blocks_total", "counter", "Cached KV blocks given up.", "", double(kv.evicted_blocks));
   One(out, "kvasir_kv_copied_blocks_total", "counter", "KV blocks copied before they were written.", "",
       double(kv.copied_blocks));

@@ -153,6 +153,12 @@ std::string PackedCacheFolder(const std::string& option) {
   return home != nullptr && home[0] == '/' ? std::string(home) + "/.cache/kvasir/packed" : "";
 }
 
+// Rows of logits computed at a time: where each op has a cost of its own, those of a whole step.
+int LogitsRows(const EngineOptions& options, const Device& device) {
+  constexpr int64_t kFew = 64, kMany = 256;
+  return int(std::clamp<int64_t>(options.max_num_seqs, 1, device.RunsAhead() ? kMany : kFew));
+}
+
 std::string PlacementNote(const DeviceInfo& info) {
   return info.placement.empty() ? "" : fmt::format(" ({})", info.placement);
 }
@@ -203,6 +209,7 @@ StatusOr<std::unique_ptr<Runtime>> Runtime::Create(const EngineOptions& options,
                        .limit_bytes = uint64_t(options.packed_cache_limit),
                        .remark = [](const std::string& text) { spdlog::info("{}", text); }};
   load.max_step_tokens = int(options.max_num_batched_tokens);
+  load.max_logits_rows = LogitsRows(options, *runtime->device);
   load.progress = std::move(progress);
   load.max_model_len = options.max_model_len;
   KVASIR_ASSIGN_OR_RETURN(runtime->model, Model::Load(options.model, runtime->device.get(), load));
@@ -222,6 +229,31 @@ StatusOr<std::unique_ptr<Runtime>> Runtime::Create(const EngineOptions& options,
   return runtime;
 }
 
+namespace {
+
+// Extents of the host's arena.
+StatusOr<int64_t> ChooseHostBlocks(const EngineOptions& options, const KvArenaPlan& plan, int64_t num_blocks) {
+  if (options.kv_host_memory == 0) return 0;
+  if (!options.enable_prefix_caching) {
+    return InvalidArgument(
+        "--kv-host-memory {} keeps KV to be found again, which --no-enable-prefix-caching switches off; use one of the two",
+        FormatBytes(double(options.kv_host_memory)));
+  }
+  const int64_t blocks = options.kv_host_memory / plan.extent_bytes;
+  if (blocks == 0) {
+    return InvalidArgument("--kv-host-memory {} does not hold one KV block of {}; give it more, or 0 for none",
+                           FormatBytes(double(options.kv_host_memory)), FormatBytes(double(plan.extent_bytes)));
+  }
+  const int64_t most = (int64_t{kNoBlock} - 1) / plan.extent_granules - num_blocks;
+  if (blocks > most) {
+    return InvalidArgument("--kv-host-memory {} is more KV than can be named beside the device's; at most {}",
+                           FormatBytes(double(options.kv_host_memory)), FormatBytes(double(most) * double(plan.extent_bytes)));
+  }
+  return blocks;
+}
+
+}  // namespace
+
 Status Runtime::CreateKv(const EngineOptions& options) {
   const int block_tokens = ChooseBlockTokens(options, model->config());
   kv_groups = model->kv_groups(block_tokens, ParseDType(options.kv_cache_dtype));
@@ -235,13 +267,16 @@ Status Runtime::CreateKv(const EngineOptions& options) {
     if (shape.window_tokens == 0) break;
     if (&shape == &shapes.back()) pool_tokens = LongestText(shapes, num_blocks, LargestChunk(options), INT32_MAX);
   }
+  KVASIR_ASSIGN_OR_RETURN(const int64_t host_blocks, ChooseHostBlocks(options, plan, num_blocks));
   cache = std::make_unique<KvCache>(
       KvCacheConfig{.num_blocks = num_blocks,
+                    .host_blocks = host_blocks,
                     .block_tokens = block_tokens,
                     .enable_prefix_caching = options.enable_prefix_caching,
                     .fingerprint = fmt::format("{} {} {}", model->fingerprint(), Name(kv_layout.dtype), block_tokens),
                     .groups = std::move(configs)});
-  KVASIR_ASSIGN_OR_RETURN(executor, ModelExecutor::Create(model.get(), device.get(), kv_groups, plan, num_blocks));
+  KVASIR_ASSIGN_OR_RETURN(executor, ModelExecutor::Create(model.get(), device.get(), kv_groups, plan, num_blocks,
+                                                          LogitsRows(options, *device), host_blocks));
   return OkStatus();
 }
 

@@ -61,6 +61,7 @@ CudaContext::~CudaContext() {
     if (buffer.data != nullptr) cudaFree(buffer.data);
   for (const auto& [pointer, bytes] : allocations_) cudaFree(pointer);
   for (const auto& [content, pointer] : kept_) cudaFree(pointer);
+  for (void* const memory : host_allocations_) cudaFreeHost(memory);
   if (copy_stream_ != nullptr) cudaStreamDestroy(copy_stream_);
   if (stream_ != nullptr) cudaStreamDestroy(stream_);
 }
@@ -108,6 +109,27 @@ void CudaContext::Free(void* buffer) {
   allocations_.erase(it);
   cudaStreamSynchronize(stream_);  // kernels may still read it
   Check(cudaFree(buffer), "freeing memory");
+}
+
+StatusOr<void*> CudaContext::AllocateHost(size_t bytes, std::string_view what) {
+  KVASIR_RETURN_IF_ERROR(status_);
+  void* memory = nullptr;
+  const cudaError_t error = cudaHostAlloc(&memory, std::max<size_t>(bytes, 1), cudaHostAllocDefault);
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // not one that stays
+    return ResourceExhausted("{} needs {:.3f} GB of pinned memory of the host, which the system does not give", what,
+                             Gigabytes(bytes));
+  }
+  if (!Check(error, what)) return status_;
+  host_allocations_.insert(memory);
+  return memory;
+}
+
+void CudaContext::FreeHost(void* memory) {
+  if (memory == nullptr) return;
+  KVASIR_CHECK(host_allocations_.erase(memory) == 1, "freeing {}, which is not host memory of this device", memory);
+  cudaStreamSynchronize(stream_);  // copies may be under way
+  Check(cudaFreeHost(memory), "freeing host memory");
 }
 
 bool CudaContext::MakeRing(Ring& ring, size_t segment_bytes) {

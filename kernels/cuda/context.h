@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -47,6 +48,9 @@ class CudaContext {
   StatusOr<void*> Allocate(size_t bytes, std::string_view what);
   void Free(void* buffer);
   size_t Available() const;
+  // Pinned memory of the host.
+  StatusOr<void*> AllocateHost(size_t bytes, std::string_view what);
+  void FreeHost(void* memory);
 
   // A copy of a host array on the device, for kernels started later. The array may change when this returns. nullptr when the
   // context has failed or the array is empty. Upload's is there for the current op, UploadStep's until its next call, and always
@@ -119,6 +123,7 @@ class CudaContext {
   std::vector<Ring> outgrown_;  // freed when the device has been waited for
   std::array<Buffer, size_t(Scratch::kCount)> scratch_ = {};
   std::map<void*, size_t> allocations_;
+  std::set<void*> host_allocations_;
 };
 
 }  // namespace kvasir

@@ -37,6 +37,20 @@ void CudaDevice::CopyToDevice(void* dst, const void* host, size_t bytes) {
 void CudaDevice::CopyToHost(void* host, const void* src, size_t bytes) {
   context_->Download(host, src, bytes);
 }
+StatusOr<void*> CudaDevice::AllocateHost(size_t bytes, std::string_view what) {
+  return context_->AllocateHost(bytes, what);
+}
+void CudaDevice::FreeHost(void* memory) {
+  context_->FreeHost(memory);
+}
+void CudaDevice::CopyIn(void* dst, const void* host, size_t bytes) {
+  if (!context_->status().ok()) return;
+  context_->Check(cudaMemcpyAsync(dst, host, bytes, cudaMemcpyHostToDevice, context_->stream()), "copying blocks from the host");
+}
+void CudaDevice::CopyOut(void* host, const void* src, size_t bytes) {
+  if (!context_->status().ok()) return;
+  context_->Check(cudaMemcpyAsync(host, src, bytes, cudaMemcpyDeviceToHost, context_->stream()), "copying blocks to the host");
+}
 void CudaDevice::CopyOnDevice(void* dst, const void* src, size_t bytes) {
   if (bytes == 0) return;
   context_->Check(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, context_->stream()), "copying on the device");

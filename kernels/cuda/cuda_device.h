@@ -24,6 +24,10 @@ class CudaDevice final : public Device {
   void Free(void* buffer) override;
   void CopyToDevice(void* dst, const void* host, size_t bytes) override;
   void CopyToHost(void* host, const void* src, size_t bytes) override;
+  StatusOr<void*> AllocateHost(size_t bytes, std::string_view what) override;
+  void FreeHost(void* memory) override;
+  void CopyIn(void* dst, const void* host, size_t bytes) override;
+  void CopyOut(void* host, const void* src, size_t bytes) override;
   void CopyOnDevice(void* dst, const void* src, size_t bytes) override;
   Status Synchronize() override;
   bool RunsAhead() const override { return true; }

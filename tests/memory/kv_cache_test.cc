@@ -170,6 +170,78 @@ TEST(KvCacheTest, DropCachedForgetsEverythingUnused) {
   cache.Release(b);
 }
 
+TEST(KvCacheTest, WhatIsGivenUpMovesToTheHostAndComesBack) {
+  KvCacheConfig config = Config(4);
+  config.host_blocks = 3;
+  KvCache cache(config);
+  SequenceKv a, b;
+  RunPrompt(cache, Iota(10), a);  // two blocks are published, the third is not
+  const std::vector<uint32_t> was = a.tables[0];
+  cache.Release(a);
+  std::vector<BlockCopy> copies;
+  EXPECT_EQ(cache.Match(Iota(16, 50), kPublic, 15, true, b), 0);
+  ASSERT_TRUE(cache.Grow(b, 16, 0, copies));
+  ASSERT_EQ(copies.size(), 2u) << "the deeper block first";
+  EXPECT_EQ(copies[0].from, was[1]);
+  EXPECT_EQ(copies[1].from, was[0]);
+  for (const BlockCopy& copy : copies) EXPECT_GE(copy.to, cache.first_host_granule());
+  const uint32_t places[] = {copies[1].to, copies[0].to};
+  cache.Publish(b, Iota(16, 50), 16, kPublic);
+  EXPECT_EQ(cache.stats().host_used_blocks, 2);
+  EXPECT_EQ(cache.stats().evicted_blocks, 0);
+  EXPECT_EQ(cache.Peek(Iota(10), kPublic, 9), 8);
+
+  // Nothing is free: a match in the host is held, and cannot grow.
+  copies.clear();
+  EXPECT_EQ(cache.Match(Iota(10), kPublic, 9, true, a), 8);
+  EXPECT_EQ(cache.HeldExtents(a, 0), 0);
+  EXPECT_FALSE(cache.Grow(a, 10, 8, copies));
+  EXPECT_TRUE(copies.empty());
+  cache.Release(a);
+  cache.Release(b);
+
+  EXPECT_EQ(cache.Match(Iota(10), kPublic, 9, true, a), 8);
+  ASSERT_TRUE(cache.Grow(a, 10, 8, copies));
+  // For each of three blocks one of b's goes; the first two are filled from the host, in whose place b's second one then lies.
+  ASSERT_EQ(copies.size(), 5u);
+  EXPECT_EQ(copies[1].from, places[0]);
+  EXPECT_EQ(copies[1].to, copies[0].from) << "into what has just been moved out";
+  EXPECT_EQ(copies[3].from, places[1]);
+  for (const uint32_t entry : a.tables[0]) EXPECT_LT(entry, cache.first_host_granule());
+  const SequenceKv* live[] = {&a};
+  EXPECT_TRUE(cache.Check(live).ok()) << cache.Check(live);
+  EXPECT_EQ(cache.stats().moved_in_blocks, 2);
+  EXPECT_EQ(cache.stats().host_hit_tokens, 8 + 8);
+  EXPECT_EQ(cache.Peek(Iota(16, 50), kPublic, 16), 16) << "one block on the device, three in the host";
+  cache.DropCached();
+  EXPECT_EQ(cache.Peek(Iota(16, 50), kPublic, 16), 0);
+  EXPECT_EQ(cache.stats().host_used_blocks, 0);
+  cache.Release(a);
+}
+
+TEST(KvCacheTest, TheHostForgetsWhatWasUnusedForLongest) {
+  KvCacheConfig config = Config(2);
+  config.host_blocks = 2;
+  KvCache cache(config);
+  SequenceKv kv;
+  for (const int first : {0, 50, 100}) {
+    RunPrompt(cache, Iota(8, first), kv);
+    cache.Release(kv);
+  }
+  EXPECT_EQ(cache.Peek(Iota(8, 100), kPublic, 8), 8);
+  EXPECT_EQ(cache.Peek(Iota(8, 50), kPublic, 8), 8);
+  EXPECT_EQ(cache.Peek(Iota(8), kPublic, 8), 0);
+  EXPECT_EQ(cache.stats().evicted_blocks, 2);
+  // Computed again though it lies in the host (all of it, for the scores of its tokens): the new blocks are kept.
+  std::vector<BlockCopy> copies;
+  EXPECT_EQ(cache.Match(Iota(8, 50), kPublic, 0, true, kv), 0);
+  ASSERT_TRUE(cache.Grow(kv, 8, 0, copies));
+  cache.Publish(kv, Iota(8, 50), 8, kPublic);
+  const SequenceKv* live[] = {&kv};
+  EXPECT_TRUE(cache.Check(live).ok()) << cache.Check(live);
+  cache.Release(kv);
+}
+
 TEST(KvCacheDeathTest, MisuseIsOurBug) {
   KvCache cache(Config(8));
   SequenceKv a;
@@ -197,13 +269,15 @@ struct Live {
 
 class Fuzzer {
  public:
-  Fuzzer(uint64_t seed, int hash_bits) : rng_(seed), block_tokens_(int(rng_.Between(1, 5))), cache_(MakeConfig(hash_bits)) {
-    slots_.resize(size_t(cache_.config().num_blocks) * block_tokens_);
+  Fuzzer(uint64_t seed, int hash_bits, bool host = false)
+      : rng_(seed), block_tokens_(int(rng_.Between(1, 5))), cache_(MakeConfig(hash_bits, host)) {
+    slots_.resize(size_t(cache_.config().num_blocks + cache_.config().host_blocks) * block_tokens_);
   }
 
   void Run(int operations) {
     for (int i = 0; i < operations && !testing::Test::HasFatalFailure(); ++i) {
       const uint64_t op = rng_.Below(10);
+      if (cache_.config().host_blocks > 0 && rng_.Chance(0.1)) Finish(rng_.Below(live_.size() + 1));
       if (op < 3)
         Admit();
       else if (op < 7)
@@ -222,19 +296,34 @@ class Fuzzer {
   }
   int64_t hits() const { return cache_.stats().hit_tokens; }
   int64_t collisions() const { return cache_.stats().collisions; }
+  const KvCacheStats stats() const { return cache_.stats(); }
 
  private:
-  KvCacheConfig MakeConfig(int hash_bits) {
-    return {.num_blocks = rng_.Between(1, 40), .block_tokens = block_tokens_, .fingerprint = "m", .hash_bits = hash_bits};
+  KvCacheConfig MakeConfig(int hash_bits, bool host) {
+    KvCacheConfig config = {
+        .num_blocks = rng_.Between(1, 40), .block_tokens = block_tokens_, .fingerprint = "m", .hash_bits = hash_bits};
+    if (host) config.num_blocks = rng_.Between(2, 16), config.host_blocks = rng_.Between(1, 40);
+    return config;
   }
   void Admit() {
     if (live_.size() >= 8) return;
     Live seq{.tenant = int(rng_.Below(3))};
     const int length = int(rng_.Between(1, 30));
     for (int i = 0; i < length; ++i) seq.tokens.push_back(int32_t(rng_.Below(2)));  // a tiny vocabulary meets often
-    const int32_t peek = cache_.Peek(seq.tokens, MakeSalt(seq.tenant), length - 1);
-    seq.computed = cache_.Match(seq.tokens, MakeSalt(seq.tenant), length - 1, true, seq.kv);
+    if (cache_.config().host_blocks > 0 && !past_.empty() && rng_.Chance(0.7)) {    // a text that may have gone to the host
+      const Live& past = past_[rng_.Below(past_.size())];
+      seq.tenant = past.tenant, seq.tokens = past.tokens;
+      seq.tokens.push_back(0);
+    }
+    const int32_t longest = int32_t(seq.tokens.size()) - 1;
+    const int32_t peek = cache_.Peek(seq.tokens, MakeSalt(seq.tenant), longest);
+    seq.computed = cache_.Match(seq.tokens, MakeSalt(seq.tenant), longest, true, seq.kv);
     ASSERT_EQ(seq.computed, peek);
+    if (cache_.config().host_blocks > 0) {
+      std::vector<BlockCopy> copies;
+      if (rng_.Chance(0.1) || !cache_.Grow(seq.kv, seq.computed + 1, seq.computed, copies)) return cache_.Release(seq.kv);
+      Do(copies);
+    }
     Verify(seq);
     live_.push_back(std::move(seq));
   }
@@ -250,10 +339,7 @@ class Fuzzer {
       ASSERT_EQ(before.tables[0], seq.kv.tables[0]);
       return;
     }
-    for (const BlockCopy& copy : copies) {
-      for (int i = 0; i < block_tokens_; ++i)
-        slots_[size_t(copy.to) * block_tokens_ + i] = slots_[size_t(copy.from) * block_tokens_ + i];
-    }
+    Do(copies);
     for (int32_t p = seq.computed; p < upto; ++p) {
       slots_[size_t(seq.kv.tables[0][p / block_tokens_]) * block_tokens_ + p % block_tokens_] = {
           seq.tenant, p, Tokens(seq.tokens.begin(), seq.tokens.begin() + p + 1)};
@@ -261,9 +347,16 @@ class Fuzzer {
     seq.computed = upto;
     if (rng_.Chance(0.7)) cache_.Publish(seq.kv, seq.tokens, seq.computed, MakeSalt(seq.tenant));
   }
+  void Do(const std::vector<BlockCopy>& copies) {
+    for (const BlockCopy& copy : copies) {
+      for (int i = 0; i < block_tokens_; ++i)
+        slots_[size_t(copy.to) * block_tokens_ + i] = slots_[size_t(copy.from) * block_tokens_ + i];
+    }
+  }
   void ForkOne() {
     if (live_.empty() || live_.size() >= 8) return;
     Live& parent = live_[rng_.Below(live_.size())];
+    cache_.Publish(parent.kv, parent.tokens, parent.computed, MakeSalt(parent.tenant));  // as the scheduler does before it forks
     Live child{parent.tenant, Tokens(parent.tokens.begin(), parent.tokens.begin() + parent.computed), parent.computed};
     cache_.Fork(parent.kv, child.kv, parent.computed);
     live_.push_back(std::move(child));
@@ -271,6 +364,7 @@ class Fuzzer {
   void Finish(size_t index) {
     if (index >= live_.size()) return;
     cache_.Release(live_[index].kv);
+    if (past_.size() < 8) past_.push_back({live_[index].tenant, live_[index].tokens});
     live_.erase(live_.begin() + int64_t(index));
   }
   void Verify(const Live& seq) {
@@ -295,7 +389,7 @@ class Fuzzer {
   int block_tokens_;
   KvCache cache_;
   std::vector<Written> slots_;
-  std::vector<Live> live_;
+  std::vector<Live> live_, past_;
 };
 
 TEST(KvCacheTest, RandomOperationsNeverServeForeignKv) {
@@ -308,6 +402,19 @@ TEST(KvCacheTest, RandomOperationsNeverServeForeignKv) {
     if (HasFatalFailure()) return;
   }
   EXPECT_GT(hits, 1000) << "the test no longer meets the cache";
+}
+
+TEST(KvCacheTest, RandomOperationsOverAHost) {
+  int64_t out = 0, in = 0;
+  for (uint64_t seed = 0; seed < 600; ++seed) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    Fuzzer fuzzer(seed, 128, true);
+    fuzzer.Run(300);
+    out += fuzzer.stats().moved_out_blocks, in += fuzzer.stats().moved_in_blocks;
+    if (HasFatalFailure()) return;
+  }
+  EXPECT_GT(out, 1000);
+  EXPECT_GT(in, 1000);
 }
 
 TEST(KvCacheTest, AHashOfThreeBitsIsSlowButNeverWrong) {

@@ -100,8 +100,9 @@ class ModelEngine : public testing::TestWithParam<Case> {
     }
   }
 
-  // An engine over `extents` of KV memory; 0 = plenty. `ahead`: launches steps as far ahead as the device runs.
-  void Build(int64_t extents, int max_step_tokens, int max_running, bool ahead = true) {
+  // An engine over `extents` of KV memory; 0 = plenty. `ahead`: launches steps as far ahead as the device runs. `host_extents`:
+  // of the host's memory below.
+  void Build(int64_t extents, int max_step_tokens, int max_running, bool ahead = true, int64_t host_extents = 0) {
     engine_.reset();  // before what it uses
     executor_.reset();
     const std::vector<KvGroup> groups = model_->kv_groups(kBlockTokens, std::nullopt);
@@ -109,9 +110,12 @@ class ModelEngine : public testing::TestWithParam<Case> {
     for (const KvGroup& group : groups) configs.push_back({int64_t(group.layout.block_bytes()), group.window});
     const KvArenaPlan plan = PlanKvArena(configs);
     if (extents == 0) extents = 400;
-    kv_ = std::make_unique<KvCache>(
-        KvCacheConfig{.num_blocks = extents, .block_tokens = kBlockTokens, .fingerprint = "test", .groups = configs});
-    auto executor = ModelExecutor::Create(model_.get(), device_.get(), groups, plan, extents);
+    kv_ = std::make_unique<KvCache>(KvCacheConfig{.num_blocks = extents,
+                                                  .host_blocks = host_extents,
+                                                  .block_tokens = kBlockTokens,
+                                                  .fingerprint = "test",
+                                                  .groups = configs});
+    auto executor = ModelExecutor::Create(model_.get(), device_.get(), groups, plan, extents, 64, host_extents);
     ASSERT_TRUE(executor.ok()) << executor.status();
     executor_ = std::move(*executor);
     EngineConfig config;
@@ -228,6 +232,12 @@ TEST_P(ModelEngine, OneAnswer) {
     if (!windows) {
       EXPECT_GT(engine_->Stats().preemptions, 0) << extents << " extents";
     }
+    // What is taken from one of them is swapped: it waits in the host.
+    Build(extents, 16, 4, true, 4 * extents);
+    ExpectSame(Together(), alone, "preempted, and brought back from the host");
+    ExpectSame(Together(), alone, "again, with the others' in the host");
+    EXPECT_GT(engine_->Stats().kv.moved_out_blocks, 0);
+    EXPECT_GT(engine_->Stats().kv.moved_in_blocks, 0);
     return;
   }
   FAIL() << "no pool held the third request";

@@ -41,7 +41,9 @@ ShadowExecutor::ShadowExecutor(const KvCache& cache, int state_group, int32_t vo
   if (state_group >= 0) groups_[size_t(state_group)].state = true;
   cell_bytes_ = size_t(cell);
   granule_cells_ = size_t(plan.granule_bytes / cell);
-  slots_.resize(size_t(cache.config().num_blocks * plan.extent_bytes / cell));
+  // The host's memory lies behind the device's; only copies may touch it.
+  slots_.resize(size_t((cache.config().num_blocks + cache.config().host_blocks) * plan.extent_bytes / cell));
+  first_host_granule_ = cache.first_host_granule();
 }
 
 void ShadowExecutor::Report(std::string what) {
@@ -74,6 +76,10 @@ void ShadowExecutor::CheckGroup(const StepBatch& batch, size_t index, size_t gro
   for (int32_t block = 0; block * block_tokens_ < table.num_slots; ++block) {
     const bool outside = block < first_read / block_tokens_, gone = table.blocks[block] == kNoBlock;
     // What only the step under way read is let go when that is finished.
+    if (!gone && table.blocks[block] >= first_host_granule_) {
+      return Report(
+          fmt::format("request {} block {} of group {} is in the host ({})", batch.request_ids[index], block, group, when));
+    }
     if (outside == gone || (outside && depth_ > 1)) continue;
     return Report(fmt::format("request {} {} block {} of group {}, but its tokens read from position {} on ({})",
                               batch.request_ids[index], outside ? "still holds" : "has let go of", block, group, first_read,

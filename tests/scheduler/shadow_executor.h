@@ -93,6 +93,7 @@ class ShadowExecutor : public Executor {
   FakeClock* clock_;
   Rng rng_;
   size_t granule_cells_ = 1, cell_bytes_ = 1;
+  uint32_t first_host_granule_ = 0;
   std::vector<Group> groups_;
   std::vector<Slot> slots_;       // by cell
   std::vector<uint64_t> chains_;  // of the text being checked, by position; 0 where it cannot be known

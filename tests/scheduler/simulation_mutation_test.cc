@@ -46,6 +46,7 @@ constexpr NamedMutation kMutations[] = {
     {Mutation::kMatchWithoutWindow, "MatchWithoutWindow"},
     {Mutation::kForgetToUnpublish, "ForgetToUnpublish"},
     {Mutation::kCopyTooLittle, "CopyTooLittle"},
+    {Mutation::kForgetMove, "ForgetMove"},
 };
 static_assert(std::size(kMutations) + 1 == size_t(Mutation::kCount), "every mutation is tried");
 

@@ -32,11 +32,11 @@ uint64_t FromEnvironment(const char* name, uint64_t otherwise) {
 }
 
 struct Totals {
-  int64_t steps = 0, accepted = 0, preemptions = 0, hit_tokens = 0, copied_blocks = 0, tokens = 0, cancelled = 0, failed = 0,
-          rejected = 0;
+  int64_t steps = 0, accepted = 0, preemptions = 0, hit_tokens = 0, copied_blocks = 0, moved_out = 0, moved_in = 0, tokens = 0,
+          cancelled = 0, failed = 0, rejected = 0;
   void Add(const SimulationOutcome& o) {
     steps += o.steps, accepted += o.accepted, preemptions += o.preemptions, hit_tokens += o.hit_tokens,
-        copied_blocks += o.copied_blocks;
+        copied_blocks += o.copied_blocks, moved_out += o.moved_out, moved_in += o.moved_in;
     tokens += o.tokens, cancelled += o.cancelled, failed += o.failed, rejected += o.rejected;
   }
 };
@@ -73,22 +73,24 @@ TEST(SimulationTest, EveryInvariantHoldsInEveryWorld) {
     std::lock_guard lock(mutex);
     totals.steps += mine.steps, totals.accepted += mine.accepted, totals.preemptions += mine.preemptions;
     totals.hit_tokens += mine.hit_tokens, totals.copied_blocks += mine.copied_blocks, totals.tokens += mine.tokens;
+    totals.moved_out += mine.moved_out, totals.moved_in += mine.moved_in;
     totals.cancelled += mine.cancelled, totals.failed += mine.failed, totals.rejected += mine.rejected;
   };
   std::vector<std::thread> threads;
   for (unsigned i = 0; i < std::max(1u, std::thread::hardware_concurrency()); ++i) threads.emplace_back(work);
   for (std::thread& thread : threads) thread.join();
   std::printf(
-      "%llu worlds: %lld steps, %lld requests, %lld tokens, %lld preemptions, %lld hit tokens, %lld copies, %lld cancelled, "
-      "%lld failed, %lld rejected\n",
+      "%llu worlds: %lld steps, %lld requests, %lld tokens, %lld preemptions, %lld hit tokens, %lld copies, %lld moves to "
+      "the host and %lld back, %lld cancelled, %lld failed, %lld rejected\n",
       (unsigned long long)seeds, (long long)totals.steps, (long long)totals.accepted, (long long)totals.tokens,
-      (long long)totals.preemptions, (long long)totals.hit_tokens, (long long)totals.copied_blocks, (long long)totals.cancelled,
-      (long long)totals.failed, (long long)totals.rejected);
+      (long long)totals.preemptions, (long long)totals.hit_tokens, (long long)totals.copied_blocks, (long long)totals.moved_out,
+      (long long)totals.moved_in, (long long)totals.cancelled, (long long)totals.failed, (long long)totals.rejected);
   if (seeds < 1000) return;
   // The worlds must reach the places that matter.
   EXPECT_GT(totals.preemptions, 0);
   EXPECT_GT(totals.hit_tokens, 0);
   EXPECT_GT(totals.copied_blocks, 0);
+  EXPECT_GT(totals.moved_in, 0);
   EXPECT_GT(totals.cancelled, 0);
   EXPECT_GT(totals.failed, 0);
   EXPECT_GT(totals.rejected, 0);

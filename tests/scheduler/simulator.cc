@@ -73,6 +73,7 @@ class World {
   EngineConfig config_;
   KvCacheConfig kv_config_;
   int state_group_ = -1;
+  bool has_host_ = false;
   int32_t vocab_ = 0;
   int tenants_ = 1;
   bool do_cancel_ = false, do_jump_ = false, do_reset_ = false, do_deadlines_ = false, do_poison_ = false, do_scores_ = false;
@@ -109,6 +110,7 @@ void World::Build() {
   BuildGroups();
   kv_config_.enable_prefix_caching = rng_.Chance(0.8);
   kv_config_.fingerprint = "shadow";
+  has_host_ = rng_.Chance(0.4);
   vocab_ = int32_t(rng_.Between(6, 40));
   config_.max_step_tokens = int(rng_.Chance(0.3) ? rng_.Between(1, 6) : rng_.Between(4, 64));
   config_.max_running = int(rng_.Between(1, 12));
@@ -194,6 +196,7 @@ void World::SizePool(int64_t pool_tokens) {
   if (plain) extents = std::max<int64_t>(2, pool_tokens / kv_config_.block_tokens);
   extents = std::max<int64_t>(extents, 2);
   kv_config_.num_blocks = extents;
+  if (has_host_) kv_config_.host_blocks = rng_.Between(1, 3 * extents);
   config_.limits.pool_tokens = LongestText(shapes, extents, config_.limits.chunk_tokens, 100'000);
 }
 
@@ -493,6 +496,8 @@ SimulationOutcome World::Run() {
           .preemptions = stats.preemptions,
           .hit_tokens = stats.kv.hit_tokens,
           .copied_blocks = stats.kv.copied_blocks,
+          .moved_out = stats.kv.moved_out_blocks,
+          .moved_in = stats.kv.moved_in_blocks,
           .tokens = told_tokens_,
           .cancelled = stats.requests_cancelled,
           .failed = stats.requests_failed,

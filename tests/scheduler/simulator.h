@@ -12,8 +12,8 @@ namespace kvasir {
 struct SimulationOutcome {
   std::string failure;      // empty = everything held
   uint64_t event_hash = 0;  // of all events in order
-  int64_t steps = 0, accepted = 0, preemptions = 0, hit_tokens = 0, copied_blocks = 0, tokens = 0, cancelled = 0, failed = 0,
-          rejected = 0;
+  int64_t steps = 0, accepted = 0, preemptions = 0, hit_tokens = 0, copied_blocks = 0, moved_out = 0, moved_in = 0, tokens = 0,
+          cancelled = 0, failed = 0, rejected = 0;
 };
 
 SimulationOutcome RunSimulation(uint64_t seed);
