@@ -268,6 +268,9 @@ Status Runtime::CreateKv(const EngineOptions& options) {
     if (&shape == &shapes.back()) pool_tokens = LongestText(shapes, num_blocks, LargestChunk(options), INT32_MAX);
   }
   KVASIR_ASSIGN_OR_RETURN(const int64_t host_blocks, ChooseHostBlocks(options, plan, num_blocks));
+  // Memory first: what is not there should be told before what keeps account of it is made.
+  KVASIR_ASSIGN_OR_RETURN(executor, ModelExecutor::Create(model.get(), device.get(), kv_groups, plan, num_blocks,
+                                                          LogitsRows(options, *device), host_blocks));
   cache = std::make_unique<KvCache>(
       KvCacheConfig{.num_blocks = num_blocks,
                     .host_blocks = host_blocks,
@@ -275,8 +278,6 @@ Status Runtime::CreateKv(const EngineOptions& options) {
                     .enable_prefix_caching = options.enable_prefix_caching,
                     .fingerprint = fmt::format("{} {} {}", model->fingerprint(), Name(kv_layout.dtype), block_tokens),
                     .groups = std::move(configs)});
-  KVASIR_ASSIGN_OR_RETURN(executor, ModelExecutor::Create(model.get(), device.get(), kv_groups, plan, num_blocks,
-                                                          LogitsRows(options, *device), host_blocks));
   return OkStatus();
 }
 
@@ -291,6 +292,9 @@ std::string Runtime::Describe() const {
       config.num_kv_heads, config.head_dim, config.vocab_size, FormatBytes(double(model->weight_bytes())), model->formats(),
       model->weights_mapped() ? ", mapped from the packed cache" : "", device->Info().name, PlacementNote(device->Info()),
       FormatBytes(double(num_blocks) * double(plan.extent_bytes)), num_blocks, kv_layout.block_tokens);
+  if (const int64_t host = cache->config().host_blocks; host > 0) {
+    text += fmt::format(", and {} below in the host's memory", FormatBytes(double(host) * double(plan.extent_bytes)));
+  }
   if (kv_groups.size() == 1 && kv_groups[0].window == 0) {
     return text + fmt::format(" = {} tokens ({} per token, {}); longest request {} tokens", pool_tokens,
                               FormatBytes(double(kv_layout.token_bytes())), Name(kv_layout.dtype), max_model_len);
