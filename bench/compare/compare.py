@@ -19,7 +19,9 @@ import pathlib
 import statistics
 import subprocess
 import sys
-import time
+
+import load
+import peer_process
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -76,25 +78,16 @@ class Peer:
     def __init__(self, name, python, threads):
         script, self.title, self.files = PEERS[name]
         self.name, self.python, self.threads = name, python, threads
-        self.process = subprocess.Popen([python, HERE / script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.process = peer_process.Process(self.title, [python, HERE / script])
 
     def ask(self, op, **arguments):
-        self.process.stdin.write(json.dumps({"op": op, **arguments}) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self.title}'s process ended during '{op}'")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise RuntimeError(f"{self.title}, {op}: {answer['error']}")
-        return answer
+        return self.process.ask(op, **arguments)
 
     def load(self, path):
         return self.ask("load", path=str(path), threads=self.threads)
 
     def close(self):
-        self.process.stdin.close()
-        self.process.wait(30)
+        self.process.close()
 
 
 class Kvasir:
@@ -196,30 +189,8 @@ def compare_shape(args, peer, kvasir, shape):
 
 def seconds_to_ready(kvasir, folder, quantization):
     """From exec to 200 on /health. The peer's figure is its library's load alone, in a running process."""
-    import http.client
-    import socket
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    start = time.perf_counter()
-    process = subprocess.Popen([kvasir.binary, "serve", "--model", str(folder), "--quantization", quantization, "--port", str(port), "--grpc-port", "-1",
-                                "--packed-cache", str(kvasir.cache)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        while time.perf_counter() - start < 120:
-            if process.poll() is not None:
-                raise RuntimeError(f"kvasir serve ended with {process.returncode}")
-            try:
-                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-                connection.request("GET", "/health")
-                if connection.getresponse().status == 200:
-                    return time.perf_counter() - start
-            except OSError:
-                pass
-            time.sleep(0.001)
-        raise RuntimeError("kvasir serve was not ready in 120 s")
-    finally:
-        process.terminate()
-        process.wait(30)
+    with load.Server([kvasir.binary, "serve", "--model", folder, "--quantization", quantization, "--grpc-port", -1, "--packed-cache", kvasir.cache]) as server:
+        return server.seconds
 
 
 def main():

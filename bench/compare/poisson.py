@@ -15,127 +15,16 @@ prompts for both. One client, on the same machine, measures both. Prompts share 
 """
 import argparse
 import asyncio
-import contextlib
 import json
 import os
 import pathlib
-import random
-import socket
 import statistics
-import subprocess
 import sys
-import time
+
+from load import Prompts, Server, arrivals, closed_loop, completed_rate, open_loop, percentile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PART = 0.8  # of the peer's best rate
-
-
-def arrivals(rate, count, seed):
-    """Seconds from the start at which each of `count` requests is sent: gaps are exponential, so nobody waits for anybody."""
-    rng, now, times = random.Random(seed), 0.0, []
-    for _ in range(count):
-        now += rng.expovariate(rate)
-        times.append(now)
-    return times
-
-
-def percentile(values, part):
-    """The least value that `part` of all do not exceed."""
-    ordered = sorted(values)
-    return ordered[max(0, min(len(ordered) - 1, int(-(-part * len(ordered) // 1)) - 1))]
-
-
-class Prompts:
-    """Token ids that no prompt before had in this order."""
-
-    def __init__(self, seed, tokens, vocabulary):
-        self.rng, self.tokens, self.vocabulary = random.Random(seed), tokens, vocabulary
-
-    def next(self):
-        return [self.rng.randrange(300, self.vocabulary) for _ in range(self.tokens)]
-
-
-class Answer:
-    """When a request was sent, and when each piece of its answer came."""
-
-    def __init__(self):
-        self.sent, self.pieces = time.perf_counter(), []
-
-    def first(self):
-        return self.pieces[0] - self.sent
-
-    def gaps(self):
-        return [b - a for a, b in zip(self.pieces, self.pieces[1:])]
-
-
-async def complete(port, prompt, tokens):
-    # Sampled, so that random weights do not repeat one token, which may have no text to stream.
-    body = json.dumps({"model": "m", "prompt": prompt, "max_tokens": tokens, "temperature": 1, "top_k": 40, "top_p": 0.95, "seed": sum(prompt), "ignore_eos": True,
-                       "stream": True}).encode()
-    answer = Answer()
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body))
-        writer.write(body)
-        status = await reader.readline()
-        if b" 200 " not in status:
-            raise RuntimeError(f"{status.decode().strip()}: {(await reader.read(2000)).decode(errors='replace')}")
-        while line := await reader.readline():
-            if line.startswith(b"data: {") and b'"choices":[{' in line.replace(b" ", b""):
-                answer.pieces.append(time.perf_counter())
-    finally:
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
-    if len(answer.pieces) < tokens // 2:
-        raise RuntimeError(f"only {len(answer.pieces)} pieces came for {tokens} tokens")
-    return answer
-
-
-async def closed_loop(port, prompts, clients, tokens, seconds):
-    """Requests completed per second with so many clients."""
-    end, done = time.perf_counter() + seconds, 0
-
-    async def client():
-        nonlocal done
-        while time.perf_counter() < end:
-            await complete(port, prompts.next(), tokens)
-            done += 1
-
-    start = time.perf_counter()
-    await asyncio.gather(*(client() for _ in range(clients)))
-    return done / (time.perf_counter() - start)
-
-
-async def poisson(port, prompts, times, tokens):
-    start = time.perf_counter()
-
-    async def request(at):
-        await asyncio.sleep(max(0.0, start + at - time.perf_counter()))
-        return await complete(port, prompts.next(), tokens)
-
-    return await asyncio.gather(*(request(at) for at in times))
-
-
-class Server:
-    def __init__(self, command):
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            self.port = s.getsockname()[1]
-        self.process = subprocess.Popen([*map(str, command), "--port", str(self.port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.time() + 120
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=5) as s:
-                s.sendall(b"GET /health HTTP/1.0\r\n\r\n")
-                if b" 200 " in s.recv(100):
-                    return
-            if self.process.poll() is not None or time.time() > deadline:
-                raise SystemExit(f"{command[0]} did not start")
-            time.sleep(0.02)
-
-    def stop(self):
-        self.process.terminate()
-        self.process.wait(60)
 
 
 def commands(args):
@@ -160,14 +49,12 @@ def best_rates(args):
     """The best rate of each, and the number of clients it was reached with. One server at a time is up."""
     best = {}
     for name, command in commands(args).items():
-        server = Server(command)
-        try:
+        with Server(command) as server:
             for clients in args.clients:
-                rate = asyncio.run(closed_loop(server.port, Prompts(clients, args.prompt_tokens, args.vocabulary), clients, args.decode_tokens, args.seconds))
+                answers = asyncio.run(closed_loop(server.port, Prompts(clients, args.prompt_tokens, args.vocabulary), clients, args.decode_tokens, args.seconds))
+                rate = completed_rate(answers)
                 print(f"{name}: {clients} clients, {rate:.2f} requests/s", file=sys.stderr)
                 best[name] = max(best.get(name, (0, 0)), (rate, clients))
-        finally:
-            server.stop()
     return best
 
 
@@ -193,13 +80,11 @@ def main():
     for repetition in range(args.repetitions):
         times = arrivals(rate, max(8, int(rate * args.seconds)), repetition)
         for name in sorted(commands(args), reverse=repetition % 2 == 1):
-            server = Server(commands(args)[name])
-            try:
+            with Server(commands(args)[name]) as server:
                 warm = Prompts(-1, args.prompt_tokens, args.vocabulary)
                 asyncio.run(closed_loop(server.port, warm, 2, args.decode_tokens, 0.5))
-                answers = asyncio.run(poisson(server.port, Prompts(1000 + repetition, args.prompt_tokens, args.vocabulary), times, args.decode_tokens))
-            finally:
-                server.stop()
+                prompts = Prompts(1000 + repetition, args.prompt_tokens, args.vocabulary).take(len(times))
+                answers = asyncio.run(open_loop(server.port, prompts, times, args.decode_tokens))
             first.setdefault(name, []).append([a.first() for a in answers])
             gaps.setdefault(name, []).append([gap for a in answers for gap in a.gaps()])
     for what, runs, part, goal in (("first token, p50", first, 0.5, "<= 0.3"), ("first token, p99", first, 0.99, "<= 0.15"), ("between tokens, p50", gaps, 0.5, ""),
