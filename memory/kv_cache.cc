@@ -1,6 +1,7 @@
 #include "memory/kv_cache.h"
 
 #include <algorithm>
+#include <atomic>
 
 #include "memory/extent_pool.h"
 #include "memory/mutations.h"
@@ -58,6 +59,12 @@ KvCache::KvCache(const KvCacheConfig& config) : config_(config) {
 
 KvCache::~KvCache() = default;
 
+// Stamps are never used again, not by another cache on the same device either.
+void KvCache::Restamp(SequenceKv& kv) {
+  static std::atomic<uint64_t> next = 1;
+  kv.stamp = next.fetch_add(kMaxKvGroups, std::memory_order_relaxed);
+}
+
 // --- references ---------------------------------------------------------------------------------------------------------
 
 void KvCache::Hold(uint32_t extent) {
@@ -114,6 +121,7 @@ uint32_t KvCache::Take(int group, std::vector<BlockCopy>& copies) {
   }
   if (!group_of_.empty()) group_of_[extent] = uint8_t(group);
   if (groups_[group].window_tokens > 0) ++held_in_windows_;
+  ++taken_;
   return extent;
 }
 
@@ -166,6 +174,7 @@ int32_t KvCache::Peek(std::span<const int32_t> tokens, std::span<const std::byte
 int32_t KvCache::Match(std::span<const int32_t> tokens, std::span<const std::byte, 32> salt, int32_t max_tokens, bool count,
                        SequenceKv& kv) {
   KVASIR_CHECK(kv.empty() && kv.num_published == 0, "Match needs an empty sequence");
+  if (!KVASIR_MUTATED(kReuseStamp) || kv.stamp == 0) Restamp(kv);
   if (config_.enable_prefix_caching) {
     const int32_t found = Walk(tokens, salt, max_tokens);
     for (int g = 0; g < num_groups(); ++g) HoldPath(kv, g, found);
@@ -270,6 +279,7 @@ void KvCache::Unshare(SequenceKv& kv, int group, int32_t first_write, bool last_
       ++stats_.copied_blocks;
     }
     for (int32_t i = begin; i < end; ++i) table[size_t(i)] = Entry(mine, g.Offset(i), g);
+    if (!KVASIR_MUTATED(kCopyUnderStamp)) Restamp(kv);
     if (end == held) kv.last_extent[group] = mine;
     LetGo(shared);
   }
@@ -279,6 +289,7 @@ bool KvCache::Grow(SequenceKv& kv, int32_t num_tokens, int32_t first_write, std:
   const int32_t wanted = BlocksFor(num_tokens), first_block = first_write / config_.block_tokens;
   KVASIR_CHECK(first_block >= std::min({kv.num_published, wanted, int32_t(kv.tables[0].size())}),
                "block {} of the sequence is published and about to be written", first_block);
+  if (kv.stamp == 0) Restamp(kv);
   int64_t needed = 0;
   for (int g = 0; g < num_groups(); ++g) {
     const int32_t held = int32_t(kv.tables[g].size());
@@ -366,6 +377,7 @@ void KvCache::PublishBlock(SequenceKv& kv, int32_t index, uint32_t node) {
     Hold(theirs);
     const int32_t begin = std::max(kv.released[g], index + 1 - group.per_extent);
     for (int32_t i = begin; i <= index; ++i) table[size_t(i)] = Entry(theirs, group.Offset(i), group);
+    if (!KVASIR_MUTATED(kPublishUnderStamp)) Restamp(kv);
     LetGo(ExtentOf(mine));
     if (index + 1 == int32_t(table.size())) kv.last_extent[g] = theirs;
   }
@@ -406,6 +418,7 @@ void KvCache::Fork(SequenceKv& parent, SequenceKv& child, int32_t num_computed) 
     for (int32_t run = group.Run(parent.released[g]); run < runs; ++run) Hold(RunExtent(parent, g, run));
   }
   child = parent;
+  if (!KVASIR_MUTATED(kForkStamp)) Restamp(child);
   if (child.tail_node != kNone) tree_->Pin(child.tail_node);
 }
 
@@ -428,6 +441,7 @@ void KvCache::Release(SequenceKv& kv) {
   kv.num_tokens = kv.num_published = 0;
   kv.next_trim = INT32_MAX;
   kv.shared_tails = 0;
+  if (!KVASIR_MUTATED(kReuseStamp)) kv.stamp = 0;
   kv.chain = {};
   kv.tail_node = kNone;
 }

@@ -13,11 +13,15 @@
 //  * Release drops the references; what is published stays cached until it is given up.
 //  * Preemption is Publish + Release; resuming is Match. Fork shares all extents of a sequence (n > 1).
 //
+// Entries of a table stay as they are under its stamp (SequenceTable in kernels/kv_page.h), except that Trim lets go of some: who
+// replaces one, or begins another table, renews it.
+//
 // Below the device's arena there may be a host's (host_blocks). What is given up on the device then moves there, and can still be
 // found; what is found there is moved back by the Grow after the Match, into extents that it counts as any other. So preemption
 // becomes a swap, and nothing that calls this knows. Extents of the host are named after the device's, and so are the granules of
 // their blocks; a table has such entries only between Match and Grow. A block is in one place. What the host gives up is gone.
-// Moves are BlockCopies, to be done in their order before the step: memory that one has left is what the next one fills.
+// Moves are BlockCopies, to be done in their order before the step: memory that one has left is what the next one fills. So that
+// steps need not wait for what they give up, as much as they take is given up ahead (MoveOutAhead).
 //
 // What is given up first: the extent unused for longest, whatever its group. A sequence lets go of its windows before the groups
 // that keep all, and deepest first. A block of a group that keeps all is useless without every block before it, and so goes
@@ -68,6 +72,7 @@ struct SequenceKv {
   std::array<int32_t, kMaxKvGroups> released{};      // leading blocks let go
   std::array<uint32_t, kMaxKvGroups> last_extent{};  // of the last block, where an extent holds several
   std::array<int32_t, kMaxKvGroups> in_host{};       // extents that are still to be moved to the device
+  uint64_t stamp = 0;                                // that of group g's table (SequenceTable) is stamp + g; 0 = none yet
   uint32_t tail_node = UINT32_MAX;                   // prefix-tree node of the last published block
   ChainHash chain;                                   // hash of the published prefix
 
@@ -110,6 +115,10 @@ class KvCache {
   // Reserves slots up to num_tokens in total; slots [first_write, num_tokens) are about to be written. False: not enough memory,
   // nothing changed.
   bool Grow(SequenceKv& kv, int32_t num_tokens, int32_t first_write, std::vector<BlockCopy>& copies);
+
+  // Moves what has been unused for longest to the host, until as much is free as was taken since the last call: what the next
+  // Grow will want. To be called when a step is planned: the copies may be done beside it, before the next one's.
+  void MoveOutAhead(std::vector<BlockCopy>& copies);
 
   // Publishes the full blocks among the first `num_computed` tokens; tokens.size() >= num_computed, salt as given to Match.
   void Publish(SequenceKv& kv, std::span<const int32_t> tokens, int32_t num_computed, std::span<const std::byte, 32> salt);
@@ -156,6 +165,7 @@ class KvCache {
     return extent * plan_.extent_granules + offset * group.granules;
   }
   uint32_t RunExtent(const SequenceKv& kv, int group, int32_t run) const;
+  static void Restamp(SequenceKv& kv);
   int32_t Walk(std::span<const int32_t> tokens, std::span<const std::byte, 32> salt, int32_t max_tokens) const;
   void HoldPath(SequenceKv& kv, int group, int32_t blocks);
   bool IsHost(uint32_t extent) const { return extent >= first_host_; }
@@ -194,6 +204,7 @@ class KvCache {
   std::vector<uint8_t> group_of_;       // by extent; empty with one group
   mutable std::vector<uint32_t> path_;  // nodes of a walk
   int64_t held_in_windows_ = 0;
+  int64_t taken_ = 0;  // extents, since the last MoveOutAhead
   KvCacheStats stats_;
 };
 

@@ -1,4 +1,6 @@
 // KvCache between the device's arena and the host's below it.
+#include <utility>
+
 #include "memory/extent_pool.h"
 #include "memory/kv_cache.h"
 #include "memory/mutations.h"
@@ -48,6 +50,19 @@ bool KvCache::MoveOut(uint32_t extent, std::vector<BlockCopy>& copies) {
   return true;
 }
 
+void KvCache::MoveOutAhead(std::vector<BlockCopy>& copies) {
+  if (host_ == nullptr) return;
+  constexpr int64_t kLeast = 16, kPart = 8;  // one in so many at most: what is cached on the device is worth more there
+  const int64_t wanted = std::min(std::max(std::exchange(taken_, 0), kLeast), pool_->num_extents() / kPart);
+  while (pool_->free_extents() < wanted && host_->free_extents() + host_->cached_extents() > 0) {
+    const uint32_t extent = pool_->TakeOldest();
+    if (extent == kNone) return;
+    KVASIR_CHECK(MoveOut(extent, copies), "the host has room and takes nothing");
+    pool_->DropReference(extent);
+    pool_->Free(extent);
+  }
+}
+
 // Brings what a match has found in the host to the device. The caller has made sure that there is room.
 void KvCache::MoveIn(SequenceKv& kv, int group, std::vector<BlockCopy>& copies) {
   const Group& g = groups_[group];
@@ -61,6 +76,7 @@ void KvCache::MoveIn(SequenceKv& kv, int group, std::vector<BlockCopy>& copies) 
     LetGo(in_host);
     const int32_t begin = std::max(run * g.per_extent, kv.released[group]), end = std::min(held, (run + 1) * g.per_extent);
     for (int32_t i = begin; i < end; ++i) table[size_t(i)] = Entry(mine, g.Offset(i), g);
+    Restamp(kv);
     if (end == held) kv.last_extent[group] = mine;
     --kv.in_host[group];
     ++stats_.moved_in_blocks;

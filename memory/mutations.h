@@ -24,6 +24,9 @@ enum class Mutation : int {
   kLatestFirst,         // the newest waiting request is served first
   kKeepPending,         // a token that has been read is still planned with by the name of its sample
   kPendingUncounted,    // a token under way is not counted where the next one is drawn
+  kComputeTooSoon,      // a sequence is computed in the step beside which its KV comes from the host
+  kFreeTooSoon,         // what is moved to the host beside a step is overwritten by it
+  kAdmitBeside,         // others are admitted behind one whose KV comes beside the step
   // In memory/:
   kTrimTooFar,          // a window's block is let go while the next token still reads it
   kTrimForgets,         // a window's blocks leave the table but are never given back
@@ -31,6 +34,10 @@ enum class Mutation : int {
   kForgetToUnpublish,   // memory goes to a new holder while its old blocks can still be found
   kCopyTooLittle,       // a copy takes one block's bytes where several are kept
   kForgetMove,          // what moves between device and host is not copied
+  kCopyUnderStamp,      // a table keeps its stamp though a shared block was replaced before it is written
+  kPublishUnderStamp,   // ... though a block was replaced by an equal one that was published first
+  kForkStamp,           // a fork goes on under its parent's stamp
+  kReuseStamp,          // another text's table begins under the stamp of the one before it
   kCount,
 };
 

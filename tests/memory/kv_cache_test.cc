@@ -6,6 +6,7 @@
 
 #include <map>
 #include <numeric>
+#include <set>
 
 #include "kernels/rng.h"
 
@@ -146,6 +147,45 @@ TEST(KvCacheTest, ForkCopiesTheSharedLastBlockBeforeWriting) {
   cache.Release(b);
 }
 
+// A stamp stays while entries are appended and let go, and goes with an entry that is replaced.
+TEST(KvCacheTest, StampsStayWhileTablesGrow) {
+  KvCacheConfig config = Config(32);
+  config.groups = {{.block_bytes = 64}, {.block_bytes = 64, .window_tokens = 5}};
+  KvCache cache(config);
+  SequenceKv a, b, c;
+  std::vector<BlockCopy> copies;
+  RunPrompt(cache, Iota(14), a);
+  const uint64_t first = a.stamp;
+  ASSERT_NE(first, 0u);
+  ASSERT_TRUE(cache.Grow(a, 17, 14, copies));
+  ASSERT_GE(14, a.next_trim);
+  cache.Trim(a, 14);
+  EXPECT_EQ(a.tables[1][0], UINT32_MAX);
+  EXPECT_EQ(a.stamp, first);
+  cache.Fork(a, b, 14);
+  EXPECT_EQ(a.stamp, first);
+  EXPECT_GE(b.stamp, first + kMaxKvGroups) << "each group's table has one of its own";
+  ASSERT_TRUE(cache.Grow(a, 17, 14, copies));
+  EXPECT_GT(copies.size(), 0u);
+  EXPECT_GT(a.stamp, b.stamp) << "its tail was shared and is another one now";
+  const uint64_t forked = b.stamp;
+  ASSERT_TRUE(cache.Grow(b, 17, 14, copies));
+  EXPECT_EQ(b.stamp, forked) << "alone on its tail by now";
+  // A text that was computed twice at once is kept once.
+  cache.Match(Iota(8, 100), kPublic, 7, true, c);
+  ASSERT_TRUE(cache.Grow(c, 8, 0, copies));
+  SequenceKv d;
+  RunPrompt(cache, Iota(8, 100), d);
+  const uint64_t own = c.stamp;
+  cache.Publish(c, Iota(8, 100), 8, kPublic);
+  EXPECT_NE(c.stamp, own);
+  std::set<uint64_t> stamps = {a.stamp, b.stamp, c.stamp, d.stamp, first, own};
+  for (SequenceKv* const kv : {&a, &b, &c, &d}) cache.Release(*kv);
+  RunPrompt(cache, Iota(8, 100), c);
+  EXPECT_TRUE(stamps.insert(c.stamp).second) << "of another table before";
+  cache.Release(c);
+}
+
 TEST(KvCacheTest, OffMeansOff) {
   KvCacheConfig config = Config(8);
   config.enable_prefix_caching = false;
@@ -217,6 +257,34 @@ TEST(KvCacheTest, WhatIsGivenUpMovesToTheHostAndComesBack) {
   EXPECT_EQ(cache.Peek(Iota(16, 50), kPublic, 16), 0);
   EXPECT_EQ(cache.stats().host_used_blocks, 0);
   cache.Release(a);
+}
+
+TEST(KvCacheTest, WhatStepsWillTakeIsMovedOutAhead) {
+  KvCacheConfig config = Config(16);
+  config.host_blocks = 20;
+  KvCache cache(config);
+  SequenceKv kv;
+  std::vector<BlockCopy> copies;
+  RunPrompt(cache, Iota(64), kv);
+  cache.MoveOutAhead(copies);
+  EXPECT_TRUE(copies.empty()) << "all is in use";
+  cache.Release(kv);
+  EXPECT_EQ(cache.stats().free_blocks, 0);
+  cache.MoveOutAhead(copies);
+  ASSERT_EQ(copies.size(), 2u) << "an eighth of all at most";
+  EXPECT_EQ(cache.stats().free_blocks, 2);
+  EXPECT_EQ(cache.stats().moved_out_blocks, 2);
+  for (const BlockCopy& copy : copies) EXPECT_GE(copy.to, cache.first_host_granule());
+  cache.MoveOutAhead(copies);
+  EXPECT_EQ(copies.size(), 2u) << "as much is free already";
+  EXPECT_TRUE(cache.Check({}).ok()) << cache.Check({});
+  // What was moved is still found, and what is free is taken without a copy.
+  EXPECT_EQ(cache.Peek(Iota(64), kPublic, 64), 64);
+  copies.clear();
+  EXPECT_EQ(cache.Match(Iota(8, 100), kPublic, 7, true, kv), 0);
+  ASSERT_TRUE(cache.Grow(kv, 8, 0, copies));
+  EXPECT_TRUE(copies.empty());
+  cache.Release(kv);
 }
 
 TEST(KvCacheTest, TheHostForgetsWhatWasUnusedForLongest) {
@@ -321,6 +389,11 @@ class Fuzzer {
     ASSERT_EQ(seq.computed, peek);
     if (cache_.config().host_blocks > 0) {
       std::vector<BlockCopy> copies;
+      if (rng_.Chance(0.3)) {
+        cache_.MoveOutAhead(copies);
+        Do(copies);
+        copies.clear();
+      }
       if (rng_.Chance(0.1) || !cache_.Grow(seq.kv, seq.computed + 1, seq.computed, copies)) return cache_.Release(seq.kv);
       Do(copies);
     }
@@ -377,9 +450,17 @@ class Fuzzer {
   }
   void CheckAll() {
     std::vector<const SequenceKv*> all;
+    std::set<uint64_t> stamps;
     for (const Live& seq : live_) {
       Verify(seq);
       all.push_back(&seq.kv);
+      // Under a stamp a table only grows; no other has it.
+      ASSERT_TRUE(seq.kv.stamp > 0 && stamps.insert(seq.kv.stamp).second) << seq.kv.stamp;
+      const std::vector<uint32_t>& table = seq.kv.tables[0];
+      std::vector<uint32_t>& known = stamped_[seq.kv.stamp];
+      ASSERT_LE(known.size(), table.size());
+      ASSERT_TRUE(std::equal(known.begin(), known.end(), table.begin())) << "stamp " << seq.kv.stamp;
+      known = table;
     }
     const Status status = cache_.Check(all);
     ASSERT_TRUE(status.ok()) << status;
@@ -390,6 +471,7 @@ class Fuzzer {
   KvCache cache_;
   std::vector<Written> slots_;
   std::vector<Live> live_, past_;
+  std::map<uint64_t, std::vector<uint32_t>> stamped_;
 };
 
 TEST(KvCacheTest, RandomOperationsNeverServeForeignKv) {
