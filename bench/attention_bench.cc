@@ -7,6 +7,7 @@
 #include <numeric>
 #include <vector>
 
+#include "kernels/kv_quant.h"
 #include "kernels/rng.h"
 
 namespace kvasir {
@@ -25,16 +26,18 @@ double Median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-// bfloat16 KV of one layer for some sequences, and one decode step's attention over it.
+// KV of one layer for some sequences, and one decode step's attention over it.
 class Decode {
  public:
   // The sequences begin with `shared` tokens of the same blocks, and have `own` tokens more each.
-  static StatusOr<std::unique_ptr<Decode>> Make(Device* device, Heads heads, int sequences, int shared, int own) {
+  static StatusOr<std::unique_ptr<Decode>> Make(Device* device, Heads heads, int sequences, int shared, int own,
+                                                KvFormat format = DType::kBF16) {
     auto decode = std::make_unique<Decode>();
     decode->device_ = device;
     decode->heads_ = heads;
     KvLayout& layout = decode->layout_;
-    layout = {.dtype = DType::kBF16, .num_layers = 1, .num_kv_heads = heads.kv_heads, .head_dim = heads.dim};
+    layout = {
+        .dtype = format.dtype, .num_layers = 1, .num_kv_heads = heads.kv_heads, .head_dim = heads.dim, .quant = format.quant};
     const int shared_blocks = shared / layout.block_tokens, own_blocks = own / layout.block_tokens;
     const size_t blocks = size_t(shared_blocks) + size_t(sequences) * size_t(own_blocks);
     decode->bytes_ = layout.block_bytes() * blocks;
@@ -112,6 +115,27 @@ Status BenchContext(const AttentionBench& bench, int sequences, int tokens, int 
   return OkStatus();
 }
 
+// A decode step over quantised KV, in times of the same step over bfloat16.
+Status BenchQuantised(const AttentionBench& bench, int sequences, int tokens) {
+  KVASIR_ASSIGN_OR_RETURN(const auto plain, Decode::Make(bench.device, kGrouped, sequences, 0, tokens));
+  for (const KvQuant quant : {KvQuant::kFp8, KvQuant::kInt8, KvQuant::kInt4}) {
+    KVASIR_ASSIGN_OR_RETURN(const auto coded, Decode::Make(bench.device, kGrouped, sequences, 0, tokens, quant));
+    std::vector<double> ratios;
+    plain->Seconds();
+    coded->Seconds();
+    for (int i = 0; i < 5; ++i) {
+      const double seconds = plain->Seconds();
+      ratios.push_back(coded->Seconds() / seconds);
+    }
+    const double bytes = double(coded->bytes()) / double(plain->bytes());
+    bench.print(
+        "a8",
+        fmt::format("decode attention over {} KV, {} x {} tokens, times bfloat16's", Name(KvFormat(quant)), sequences, tokens),
+        Median(ratios), "x", bytes, bytes / Median(ratios));
+  }
+  return OkStatus();
+}
+
 // One decode step of sequences that begin alike, over the same step with the prefix stored once for each.
 Status BenchShared(const AttentionBench& bench, Heads heads, int sequences, int shared, int own) {
   KVASIR_ASSIGN_OR_RETURN(const auto together, Decode::Make(bench.device, heads, sequences, shared, own));
@@ -137,6 +161,10 @@ Status RunAttentionBench(const AttentionBench& bench) {
     for (const int tokens : {16384, 65536}) {
       for (const int sequences : {1, 8}) KVASIR_RETURN_IF_ERROR(BenchContext(bench, sequences, tokens, 5));
     }
+  }
+  if (bench.wanted("a8")) {
+    KVASIR_RETURN_IF_ERROR(BenchQuantised(bench, 8, 4096));
+    KVASIR_RETURN_IF_ERROR(BenchQuantised(bench, 1, 32768));
   }
   if (!bench.wanted("a10")) return OkStatus();
   KVASIR_RETURN_IF_ERROR(BenchShared(bench, kPlain, 32, 8192, 64));

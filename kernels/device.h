@@ -179,6 +179,11 @@ class Device {
   // Of whole blocks, in the order of the ops before and after.
   virtual void CopyIn(void* dst, const void* host, size_t bytes) { CopyToDevice(dst, host, bytes); }
   virtual void CopyOut(void* host, const void* src, size_t bytes) { CopyToHost(host, src, bytes); }
+  // Copies of blocks (also CopyOnDevice) between StartBeside and EndBeside come after all that was called before, in their order,
+  // and may go on beside what is called afterwards, until JoinBeside: what is called behind it comes after them.
+  virtual void StartBeside() {}
+  virtual void EndBeside() {}
+  virtual void JoinBeside() {}
   virtual void CopyOnDevice(void* dst, const void* src, size_t bytes) = 0;  // a whole block: copy-on-write
   virtual Status Synchronize() = 0;  // waits; an error here means the device is lost and nothing computed since is to be used
 

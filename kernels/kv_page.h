@@ -17,6 +17,20 @@ namespace kvasir {
 // Layers that keep KV equally long and in equal shape form a group, and a block belongs to one group; most models have one. What
 // follows describes one group: "layer" is the index among the layers of the group that store KV of their own.
 
+// Keys and values stored as codes (kv_quant.h).
+enum class KvQuant : uint8_t { kNone, kFp8, kInt8, kInt4 };
+
+// How elements are stored: as values of a type, or as codes, and then dtype says nothing.
+struct KvFormat {
+  DType dtype = DType::kF32;
+  KvQuant quant = KvQuant::kNone;
+
+  constexpr KvFormat() = default;
+  constexpr KvFormat(DType type) : dtype(type) {}
+  constexpr KvFormat(KvQuant codes) : quant(codes) {}
+  bool operator==(const KvFormat&) const = default;
+};
+
 // Geometry of one block extent. Offsets and sizes in bytes.
 struct KvLayout {
   DType dtype = DType::kF32;
@@ -32,9 +46,24 @@ struct KvLayout {
   // that others can go on from. Heads, head_dim and dtype say nothing then. 0 = keys and values.
   int64_t state_floats = 0;
 
+  // Not kNone: a page holds codes, and after them the scales of its tokens; see scales_offset(). Not with latent attention.
+  KvQuant quant = KvQuant::kNone;
+
   bool operator==(const KvLayout&) const = default;
+  KvFormat format() const { return quant == KvQuant::kNone ? KvFormat(dtype) : KvFormat(quant); }
+  // The elements of one token in a page; codes fill whole words.
+  size_t row_bytes() const {
+    if (quant == KvQuant::kNone) return size_t(head_dim) * SizeOf(dtype);
+    return quant == KvQuant::kInt4 ? (size_t(head_dim) + 7) / 8 * 4 : (size_t(head_dim) + 3) / 4 * 4;
+  }
+  // int8 and int4: where in a page its KvScale [block_tokens] lies.
+  size_t scales_offset() const { return (block_tokens * row_bytes() + 15) / 16 * 16; }
+  bool scaled() const { return quant == KvQuant::kInt8 || quant == KvQuant::kInt4; }
   // One K or V page, rounded up to 64 bytes so that every page starts on a cache line.
-  size_t page_bytes() const { return (size_t{1} * block_tokens * head_dim * SizeOf(dtype) + 63) / 64 * 64; }
+  size_t page_bytes() const {
+    const size_t bytes = scaled() ? scales_offset() + size_t(block_tokens) * 2 * sizeof(uint16_t) : block_tokens * row_bytes();
+    return (bytes + 63) / 64 * 64;
+  }
   int pages_per_head() const { return value_dim > 0 ? 1 : 2; }
   // The state of one layer, rounded up alike.
   size_t state_bytes() const { return (size_t(state_floats) * sizeof(float) + 63) / 64 * 64; }
@@ -65,10 +94,15 @@ struct PageRun {
 };
 
 // The table of one sequence in a step. Pointers stay valid until the step is done.
+//
+// The stamp lets a device keep tables from step to step and take only what is new there. Where two tables, of whatever steps,
+// have the same stamp, the entries that both have are equal, except that one that is kNoBlock in the later table may have been
+// let go since. So tables only grow under a stamp, and whoever changes an entry takes a new stamp that nothing ever had.
 struct SequenceTable {
   const uint32_t* blocks = nullptr;  // dense: granule index of each block, in token order
   int32_t num_slots = 0;             // dense: slots in use after this step's append
   const PageRun* ragged = nullptr;   // ragged: [num_layers * num_kv_heads] runs of page pairs; then the two above are unused
+  uint64_t stamp = 0;                // dense: below 2^63; 0 = nothing is known of the table
 };
 
 // One step's KV of one group, for all sequences of the batch. With a window, entries of blocks that lie wholly before what any

@@ -11,6 +11,7 @@
 #include <set>
 
 #include "kernels/device.h"
+#include "kernels/kv_quant.h"
 
 namespace kvasir {
 namespace {
@@ -37,16 +38,50 @@ void StoreElement(void* data, DType dtype, int64_t index, float value) {
   std::memcpy(at, &bits, 2);
 }
 
-// Where slot s of a run lies: its page, and the index of its first element there.
+// A slot of a page of keys or of values, read and written as what attention sees of it.
+class SlotRow {
+ public:
+  SlotRow(const KvLayout& layout, std::byte* page, int64_t slot)
+      : layout_(layout),
+        row_(page + size_t(slot) * layout.row_bytes()),
+        scale_(page + layout.scales_offset() + size_t(slot) * sizeof(KvScale)) {}
+
+  void Store(const float* x) {
+    const int d = layout_.head_dim;
+    if (layout_.quant == KvQuant::kNone) {
+      for (int j = 0; j < d; ++j) StoreElement(row_, layout_.dtype, j, x[j]);
+      return;
+    }
+    std::vector<uint8_t> codes(size_t(d) + 1);
+    const KvScale scale = QuantizeKv(layout_.quant, x, d, codes.data());
+    if (layout_.scaled()) std::memcpy(scale_, &scale, sizeof(scale));
+    for (int j = 0; layout_.quant == KvQuant::kInt4 && j < d; j += 2) codes[j / 2] = uint8_t(codes[j] | codes[j + 1] << 4);
+    std::memcpy(row_, codes.data(), size_t(layout_.quant == KvQuant::kInt4 ? (d + 1) / 2 : d));
+  }
+
+  double operator[](int j) const {
+    if (layout_.quant == KvQuant::kNone) return LoadElement(row_, layout_.dtype, j);
+    KvScale scale;
+    if (layout_.scaled()) std::memcpy(&scale, scale_, sizeof(scale));
+    const bool packed = layout_.quant == KvQuant::kInt4;
+    const auto byte = uint8_t(row_[packed ? j / 2 : j]);
+    return DequantizeKv(layout_.quant, packed ? uint8_t(byte >> j % 2 * 4 & 15) : byte, scale);
+  }
+
+ private:
+  const KvLayout& layout_;
+  std::byte *row_, *scale_;
+};
+
+// Slot s of a run.
 struct Slot {
-  std::byte* k = nullptr;
-  std::byte* v = nullptr;
-  int64_t first = 0;
+  SlotRow k, v;
 };
 
 Slot Find(const PagedKv& kv, const PageRun& run, int64_t slot) {
   const int page = int(slot / kv.layout.block_tokens);
-  return {kv.KPage(run, page), kv.VPage(run, page), slot % kv.layout.block_tokens * kv.layout.head_dim};
+  const int64_t inside = slot % kv.layout.block_tokens;
+  return {{kv.layout, kv.KPage(run, page), inside}, {kv.layout, kv.VPage(run, page), inside}};
 }
 
 // Rotates one head: pairs are (i, i + rotary_dim / 2); the rest passes through.
@@ -199,11 +234,9 @@ class ReferenceDevice final : public Device {
           const float* v = k + int64_t{1} * num_kv_heads * d;
           Rotate(k, d, rope, position, rotated.data());
           const PageRun run = kv.Lookup(slice.kv, layer, h);
-          const Slot slot = Find(kv, run, run.num_slots - slice.num_rows + i);
-          for (int j = 0; j < d; ++j) {
-            StoreElement(slot.k, kv.layout.dtype, slot.first + j, rotated[j]);
-            StoreElement(slot.v, kv.layout.dtype, slot.first + j, v[j]);
-          }
+          Slot slot = Find(kv, run, run.num_slots - slice.num_rows + i);
+          slot.k.Store(rotated.data());
+          slot.v.Store(v);
         }
       }
     }
@@ -214,9 +247,7 @@ class ReferenceDevice final : public Device {
     for (const SequenceSlice& slice : slices) {
       const PageRun run = kv.Lookup(slice.kv, layer, 0);
       for (int i = 0; i < slice.num_rows; ++i) {
-        const Slot slot = Find(kv, run, run.num_slots - slice.num_rows + i);
-        const float* row = latent + int64_t{slice.first_row + i} * d;
-        for (int j = 0; j < d; ++j) StoreElement(slot.k, kv.layout.dtype, slot.first + j, row[j]);
+        Find(kv, run, run.num_slots - slice.num_rows + i).k.Store(latent + int64_t{slice.first_row + i} * d);
       }
     }
   }
@@ -442,7 +473,7 @@ class ReferenceDevice final : public Device {
     for (int64_t s = begin; s < end; ++s) {
       const Slot slot = Find(kv, run, s);
       double dot = 0;
-      for (int j = 0; j < d; ++j) dot += double(q[j]) * LoadElement(slot.k, kv.layout.dtype, slot.first + j);
+      for (int j = 0; j < d; ++j) dot += double(q[j]) * slot.k[j];
       dot *= params.scale;
       p[s - begin] = params.softcap > 0 ? params.softcap * std::tanh(dot / params.softcap) : dot;
       max = std::max(max, p[s - begin]);
@@ -452,10 +483,8 @@ class ReferenceDevice final : public Device {
     std::vector<double> mean(value_dim > 0 ? value_dim : d, 0.0);
     for (int64_t s = begin; s < end; ++s) {
       const Slot slot = Find(kv, run, s);
-      const std::byte* v = value_dim > 0 ? slot.k : slot.v;
-      for (size_t j = 0; j < mean.size(); ++j) {
-        mean[j] += p[s - begin] / sum * LoadElement(v, kv.layout.dtype, slot.first + int64_t(j));
-      }
+      const SlotRow& v = value_dim > 0 ? slot.k : slot.v;
+      for (size_t j = 0; j < mean.size(); ++j) mean[j] += p[s - begin] / sum * v[int(j)];
     }
     for (size_t j = 0; j < mean.size(); ++j) out[j] = float(mean[j]);
   }

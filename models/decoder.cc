@@ -34,7 +34,7 @@ std::string Numerics(const ModelConfig& c) {
 
 uint64_t NextProgram() {
   static std::atomic<uint64_t> last{0};
-  return ++last;
+  return last += 2;  // each has two
 }
 
 float RoundTo(DType dtype, float value) {
@@ -69,8 +69,8 @@ Decoder::~Decoder() {
   for (void* buffer : owned_) device_->Free(buffer);
 }
 
-std::vector<KvGroup> Decoder::kv_groups(int block_tokens, std::optional<DType> kv_dtype) const {
-  return PlanKv(config_, block_tokens, kv_dtype.value_or(weights_.dtype)).groups;
+std::vector<KvGroup> Decoder::kv_groups(int block_tokens, std::optional<KvFormat> kv_format) const {
+  return PlanKv(config_, block_tokens, kv_format.value_or(weights_.dtype)).groups;
 }
 
 // What the values in a KV cache depend on: weights, the way they are computed with, and how positions are rotated.
@@ -123,7 +123,7 @@ Status Decoder::AllocateActivations() {
   if (config_.delta) KVASIR_RETURN_IF_ERROR(AllocateDelta());
   if (config_.moe) KVASIR_RETURN_IF_ERROR(AllocateExperts());
   KVASIR_ASSIGN_OR_RETURN(picked_, AllocateRows(max_logits_rows_, hidden, "activations: rows for logits"));
-  KVASIR_ASSIGN_OR_RETURN(logits_, AllocateRows(max_logits_rows_, config_.vocab_size, "logits"));
+  KVASIR_ASSIGN_OR_RETURN(logits_, AllocateRows(logits_rows(), config_.vocab_size, "logits"));
   for (Rotation& rotation : rotations_) {
     const int64_t half = static_cast<int64_t>(rotation.frequencies.size());
     KVASIR_ASSIGN_OR_RETURN(rotation.cos, AllocateRows(max_model_len_, half, "rotary table"));
@@ -238,16 +238,19 @@ Norm Decoder::MakeNorm(const NormWeights& weights) const {
   return {.kind = config_.norm, .weight = &weights.weight, .bias = OrNull(weights.bias), .eps = config_.norm_eps};
 }
 
-Status Decoder::Forward(const ForwardInput& wanted) {
+Status Decoder::Forward(const ForwardInput& wanted, bool logits) {
   last_rows_ = 0;
+  has_logits_ = logits && wanted.token_ids.size() <= size_t(max_logits_rows_);
   ForwardInput input = wanted;
-  input.program = program_;
+  input.program = has_logits_ ? program_ + 1 : program_;
   KVASIR_RETURN_IF_ERROR(CheckInput(input));
   const int32_t last_position = *std::max_element(input.positions.begin(), input.positions.end());
   for (Rotation& rotation : rotations_) RotateUpTo(rotation, last_position);
-  const StepPlan plan = device_->StartStep(input, max_step_tokens_);
+  const StepPlan plan = device_->StartStep(input, has_logits_ ? std::min(max_step_tokens_, logits_rows()) : max_step_tokens_);
   do {
-    if (plan.compute) RunLayers(input, plan.rows);
+    if (!plan.compute) continue;
+    RunLayers(input, plan.rows);
+    if (has_logits_) ComputeLogits(normed_, plan.rows);
   } while (!device_->FinishStep());
   last_rows_ = static_cast<int64_t>(input.token_ids.size());
   return OkStatus();
@@ -314,12 +317,22 @@ StatusOr<const float*> Decoder::Logits(std::span<const int32_t> rows) {
     return InvalidArgument("logits of {} rows; wanted 1 to max_logits_rows = {}", rows.size(), max_logits_rows_);
   for (const int32_t row : rows)
     if (row < 0 || row >= last_rows_) return InvalidArgument("logits of row {}, but the last step had {} rows", row, last_rows_);
-  const int count = static_cast<int>(rows.size());
+  const auto in_order = [&] {
+    for (size_t i = 0; i < rows.size(); ++i)
+      if (rows[i] != int32_t(i)) return false;
+    return true;
+  };
+  if (has_logits_ && in_order()) return logits_;
+  has_logits_ = false;  // they are overwritten
   device_->GatherRows(normed_, rows, static_cast<int>(config_.hidden_size), picked_);
-  device_->Linear(picked_, count, weights_.lm_head, nullptr, logits_);
-  if (config_.logit_scale != 1 || config_.logit_softcap != 0)
-    device_->ScaleRows(logits_, count, static_cast<int>(config_.vocab_size), config_.logit_scale, config_.logit_softcap);
+  ComputeLogits(picked_, static_cast<int>(rows.size()));
   return logits_;
+}
+
+void Decoder::ComputeLogits(const float* in, int rows) {
+  device_->Linear(in, rows, weights_.lm_head, nullptr, logits_);
+  if (config_.logit_scale != 1 || config_.logit_softcap != 0)
+    device_->ScaleRows(logits_, rows, static_cast<int>(config_.vocab_size), config_.logit_scale, config_.logit_softcap);
 }
 
 }  // namespace kvasir

@@ -24,11 +24,11 @@ class Decoder : public Model {
   std::string formats() const override { return weights_.formats; }
   bool weights_mapped() const override { return weights_.mapped != nullptr; }
   int64_t max_model_len() const override { return max_model_len_; }
-  std::vector<KvGroup> kv_groups(int block_tokens, std::optional<DType> kv_dtype) const override;
+  std::vector<KvGroup> kv_groups(int block_tokens, std::optional<KvFormat> kv_format) const override;
   std::string fingerprint() const override;
 
   Status AllocateActivations();
-  Status Forward(const ForwardInput& input) override;
+  Status Forward(const ForwardInput& input, bool logits) override;
   StatusOr<const float*> Logits(std::span<const int32_t> rows) override;
 
  private:
@@ -53,6 +53,9 @@ class Decoder : public Model {
 
   // All layers, for so many rows.
   void RunLayers(const ForwardInput& input, int rows);
+  void ComputeLogits(const float* in, int rows);
+  // With room for the rows that a device fills a step up with.
+  int logits_rows() const { return (max_logits_rows_ + 31) / 32 * 32; }
   // The halves of a layer; each reads `in` and writes `out`, both [rows, hidden].
   void Attend(const ForwardInput& input, int layer, int rows, const float* in, float* out);
   void AttendLatent(const ForwardInput& input, int layer, int rows, const float* in, float* out);
@@ -69,7 +72,7 @@ class Decoder : public Model {
   const int max_logits_rows_;
   const int64_t max_model_len_;
   const KvPlan kv_plan_;
-  const uint64_t program_;           // StepInput::program
+  const uint64_t program_;           // StepInput::program; the next one is that with logits
   std::vector<Rotation> rotations_;  // one per ModelConfig::ropes
 
   // Device memory, taken once; [max_step_tokens, width] unless said.
@@ -84,7 +87,7 @@ class Decoder : public Model {
   float* up_ = nullptr;         // [, 2 * widest feed-forward]
   float* activated_ = nullptr;  // [, widest feed-forward]
   float* picked_ = nullptr;     // [max_logits_rows, hidden]
-  float* logits_ = nullptr;     // [max_logits_rows, vocab]
+  float* logits_ = nullptr;     // [logits_rows, vocab]
   float* gate_ = nullptr;       // [, Hq * head_dim]: of the attention's output
   // Gated delta nets.
   float* delta_in_ = nullptr;   // [, channels + values + 2 * value_heads]: q, k, v, z, b, a
@@ -100,6 +103,7 @@ class Decoder : public Model {
   int32_t* expert_ids_ = nullptr;    // [, top_k]
   float* shared_gate_ = nullptr;     // [, 1]
   int64_t last_rows_ = 0;            // rows of the last Forward
+  bool has_logits_ = false;          // of all of them, in logits_
 };
 
 }  // namespace kvasir

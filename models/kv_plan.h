@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "kernels/kv_page.h"
+#include "kernels/kv_quant.h"
 #include "models/config.h"
 
 namespace kvasir {
@@ -18,6 +18,9 @@ struct KvPlan {
   std::vector<Place> layers;    // [num_layers]
 };
 
-KvPlan PlanKv(const ModelConfig& config, int block_tokens, DType dtype);
+KvPlan PlanKv(const ModelConfig& config, int block_tokens, KvFormat format);
+
+// Whether a model's KV can be stored so. Recurrent states stay float32 whatever the format.
+Status CheckKvFormat(const ModelConfig& config, KvFormat format);
 
 }  // namespace kvasir

@@ -45,7 +45,7 @@ class Model {
   virtual const ModelConfig& config() const = 0;
   virtual const GenerationDefaults& generation_defaults() const = 0;
   // The groups its layers fall into, longest kept first.
-  virtual std::vector<KvGroup> kv_groups(int block_tokens, std::optional<DType> kv_dtype) const = 0;
+  virtual std::vector<KvGroup> kv_groups(int block_tokens, std::optional<KvFormat> kv_format) const = 0;
   virtual std::string fingerprint() const = 0;  // of weights and numerics: cached KV is valid only under the same one
   virtual size_t weight_bytes() const = 0;
   virtual size_t linear_bytes() const = 0;       // of these, in linear weights: all but embeddings and vectors
@@ -56,7 +56,10 @@ class Model {
 
   // Computes the final hidden state of every row and appends the KV of its tokens. May return before the device is done; an input
   // that does not fit (too many rows, an id or position out of range) is refused before anything runs.
-  virtual Status Forward(const ForwardInput& input) = 0;
+  // With `logits` those of all rows will be asked for, in order, and are computed with the step, unless they are more than
+  // max_logits_rows.
+  virtual Status Forward(const ForwardInput& input, bool logits) = 0;
+  Status Forward(const ForwardInput& input) { return Forward(input, false); }
   // Logits [rows.size(), vocab_size] of rows of the last Forward; rows.size() <= max_logits_rows. Device memory, valid until the
   // next call.
   virtual StatusOr<const float*> Logits(std::span<const int32_t> rows) = 0;

@@ -19,6 +19,12 @@ namespace {
 // A drain whose deadline has passed still waits this long for the engine thread to tell every request its end.
 constexpr auto kEndAllPatience = std::chrono::seconds(10);
 
+// Copies go on beside a step where steps go on beside the engine.
+EngineConfig Adapted(EngineConfig config, const Executor& executor) {
+  config.copies_beside = executor.depth() > 1;
+  return config;
+}
+
 }  // namespace
 
 void StepBatch::Clear() {
@@ -28,6 +34,7 @@ void StepBatch::Clear() {
   for (auto& tables_of_group : tables) tables_of_group.clear();
   request_ids.clear();
   copies.clear();
+  copies_beside.clear();
   sample_rows.clear();
   samples.clear();
   score_rows.clear();
@@ -37,7 +44,7 @@ void StepBatch::Clear() {
 
 struct Engine::State {
   State(EngineConfig engine_config, KvCache* kv_cache, Executor* step_executor, const Clock* engine_clock)
-      : config(std::move(engine_config)),
+      : config(Adapted(std::move(engine_config), *step_executor)),
         cache(kv_cache),
         executor(step_executor),
         clock(engine_clock),

@@ -20,6 +20,7 @@ struct EngineConfig {
   bool reserve_to_finish = false;  // admit only what can finish without preemption (prompt + max_tokens reserved)
   int max_preemptions = 8;         // of one sequence; then it comes back only with memory to its end
   RequestLimits limits;
+  bool copies_beside = false;                 // set by the engine: KV comes from the host and goes there beside a step
   bool check_invariants = false;              // KvCache::Check after every step
   int64_t step_deadline_micros = 30'000'000;  // watchdog: a longer step makes Healthy() false
 };

@@ -20,6 +20,9 @@ struct StepBatch {
   std::array<std::vector<SequenceTable>, kMaxKvGroups> tables;  // per group of layers: [num_seqs]
   std::vector<uint64_t> request_ids;  // [num_seqs]: for traces and for fakes; nothing computed may depend on it
   std::vector<BlockCopy> copies;      // to do before anything else
+  // To do after these and before the next step's. The step touches nothing of what they read and write, so that they may go on
+  // beside it.
+  std::vector<BlockCopy> copies_beside;
   std::vector<int32_t> sample_rows;   // rows whose logits are sampled
   std::vector<SampleRow> samples;     // parallel to sample_rows
   std::vector<int32_t> score_rows;    // rows whose next prompt token is scored (prompt_logprobs)

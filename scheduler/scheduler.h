@@ -71,11 +71,12 @@ class Scheduler {
 
   // scheduler_plan.cc: planning
   void PackRunning();
+  void MoveOutAhead(StepBatch& batch);
   bool PackAndGrow(std::vector<BlockCopy>& copies);
   bool GrowRunning(std::vector<BlockCopy>& copies);
   bool Grow(Sequence& sequence, std::vector<BlockCopy>& copies);
   void Preempt(Sequence& victim);
-  void AdmitWaiting(int64_t now, int32_t budget, std::vector<BlockCopy>& copies);
+  void AdmitWaiting(int64_t now, int32_t granted, StepBatch& batch);
   bool Admit(Sequence& sequence, int64_t now);
   int64_t Owed(const Sequence& sequence) const;
   int32_t ScoresOwed(const Sequence& sequence, int32_t first, int32_t count) const;

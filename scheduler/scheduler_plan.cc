@@ -28,18 +28,25 @@ bool Scheduler::Schedule(int64_t now, StepBatch& batch) {
   step.entries.clear();
   step.choices.clear();
   RemoveDone();
+  if (KVASIR_MUTATED(kFreeTooSoon)) MoveOutAhead(batch);
   const bool preempted = PackAndGrow(batch.copies);
   int32_t granted = 0;
   for (const Sequence* sequence : running_) granted += sequence->granted;
   if (!preempted && !wait_for_steps_ && !waiting_.empty()) {
-    AdmitWaiting(now, config_.max_step_tokens - granted, batch.copies);
+    AdmitWaiting(now, granted, batch);
   }
   for (Sequence* sequence : running_) {
     if (sequence->granted > 0) AppendToBatch(*sequence, batch);
   }
   if (step.entries.empty()) return false;
+  MoveOutAhead(batch);
   ++planned_steps_;
   return true;
+}
+
+// After all that this step takes: what becomes free is for the next one, which begins when the copies are done.
+void Scheduler::MoveOutAhead(StepBatch& batch) {
+  if (config_.copies_beside) kv_->MoveOutAhead(batch.copies_beside);
 }
 
 // Says whether somebody had to give up memory.
@@ -113,7 +120,8 @@ void Scheduler::Preempt(Sequence& victim) {
   Enqueue(victim);
 }
 
-void Scheduler::AdmitWaiting(int64_t now, int32_t budget, std::vector<BlockCopy>& copies) {
+void Scheduler::AdmitWaiting(int64_t now, int32_t granted, StepBatch& batch) {
+  int32_t budget = config_.max_step_tokens - granted;
   while (budget > 0 && !waiting_.empty() && int64_t(running_.size()) < config_.max_running) {
     Sequence& sequence = *waiting_.begin()->second;
     if (KVASIR_MUTATED(kForgetRetry) && admission_blocked_) return;
@@ -126,8 +134,16 @@ void Scheduler::AdmitWaiting(int64_t now, int32_t budget, std::vector<BlockCopy>
       return;
     }
     sequence.granted = ChunkTokens(Remaining(sequence), budget, config_.max_chunk);
-    const bool grown = Grow(sequence, copies);
+    // What comes from the host takes a while: the others need not wait for it, and it begins with the next step. Nobody is
+    // admitted behind it now, whose copies would have to be done after these and before the step.
+    const bool beside = config_.copies_beside && granted > 0 && sequence.kv.in_host != decltype(sequence.kv.in_host){};
+    const bool grown = Grow(sequence, beside ? batch.copies_beside : batch.copies);
     KVASIR_CHECK(grown, "admission promised blocks that are not there");
+    if (beside && !KVASIR_MUTATED(kComputeTooSoon)) {
+      sequence.granted = 0;
+      if (!KVASIR_MUTATED(kAdmitBeside)) return;
+    }
+    granted += sequence.granted;
     budget -= sequence.granted;
   }
 }
@@ -218,7 +234,8 @@ void Scheduler::AppendToBatch(Sequence& sequence, StepBatch& batch) {
   const int32_t first_row = int32_t(batch.token_ids.size());
   batch.slices.push_back({.first_row = first_row, .num_rows = count, .kv = int32_t(batch.tables[0].size())});
   for (size_t g = 0; g < size_t(kv_->num_groups()); ++g) {
-    batch.tables[g].push_back({.blocks = sequence.kv.tables[g].data(), .num_slots = first + count});
+    batch.tables[g].push_back(
+        {.blocks = sequence.kv.tables[g].data(), .num_slots = first + count, .stamp = sequence.kv.stamp + g});
   }
   batch.request_ids.push_back(sequence.request_id);
   for (int32_t i = 0; i < count; ++i) {

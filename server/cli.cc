@@ -36,6 +36,15 @@ CLI::Validator Quantization() {
       "FORMAT", "quantization");
 }
 
+CLI::Validator KvCacheDType() {
+  return CLI::Validator(
+      [](std::string& text) {
+        const auto format = ParseKvCacheDType(text);
+        return format.ok() ? std::string() : Message(format.status());
+      },
+      "FORMAT", "KV cache format");
+}
+
 CLI::Option* Env(CLI::Option* option) {
   std::string name = "KVASIR_" + option->get_lnames().front();
   for (char& c : name) c = c == '-' ? '_' : char(std::toupper(c));
@@ -108,9 +117,9 @@ void AddModelOptions(CLI::App& app, EngineOptions& o) {
 }
 
 void AddSchedulerAndCacheOptions(CLI::App& app, EngineOptions& o) {
-  const auto dtypes = CLI::IsMember(kDTypes);
-  Env(app.add_option("--kv-cache-dtype", o.kv_cache_dtype, "KV cache; auto = as the weights"))
-      ->check(dtypes)
+  Env(app.add_option("--kv-cache-dtype", o.kv_cache_dtype,
+                     "KV cache; auto = as the weights, or float32, float16, bfloat16, or quantised: fp8, int8, int4"))
+      ->check(KvCacheDType())
       ->capture_default_str()
       ->group("KV cache");
   Env(app.add_option("--max-num-batched-tokens", o.max_num_batched_tokens, "Tokens computed per step"))
@@ -313,7 +322,7 @@ void AddBenchOptions(CLI::App& app, BenchOptions& o) {
       ->group("Bench");
   app.add_option("--case", o.cases, "Of the kernels: only cases with these ids (a1 and a3 come together)")
       ->delimiter(',')
-      ->check(CLI::IsMember({"a1", "a2", "a3", "a4", "a5", "a10"}))
+      ->check(CLI::IsMember({"a1", "a2", "a3", "a4", "a5", "a8", "a10"}))
       ->group("Bench");
   app.add_flag("--null-model", o.null_model, "The engine's own cost instead, with a model that computes nothing")->group("Bench");
   app.add_flag("--json", o.json, "One JSON line per case")->group("Bench");
@@ -418,6 +427,16 @@ Status RunParser(CLI::App& app, std::vector<std::string> arguments, CommandLine&
 }
 
 }  // namespace
+
+StatusOr<std::optional<KvFormat>> ParseKvCacheDType(std::string_view text) {
+  if (text == "auto") return std::nullopt;
+  if (text == "float" || text == "fp32") text = "float32";
+  if (text == "half" || text == "fp16") text = "float16";
+  if (text == "bf16") text = "bfloat16";
+  if (text == "fp8_e4m3") text = "fp8";
+  KVASIR_ASSIGN_OR_RETURN(const KvFormat format, ParseKvFormat(text));
+  return format;
+}
 
 StatusOr<int64_t> ParseSize(std::string_view text) {
   int64_t number = 0;

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "kernels/kv_quant.h"
 #include "kernels/status.h"
 
 namespace kvasir {
@@ -26,7 +27,7 @@ struct EngineOptions {
   std::string load_format = "auto";                // auto, safetensors | dummy: made-up weights
   std::string packed_cache = "auto";               // auto = ~/.cache/kvasir/packed | off | a folder
   int64_t packed_cache_limit = int64_t{32} << 30;  // bytes
-  std::string kv_cache_dtype = "auto";             // auto | float32 | float16 | bfloat16
+  std::string kv_cache_dtype = "auto";             // auto | float32 | float16 | bfloat16 | fp8 | int8 | int4
   int64_t max_model_len = 0;                       // 0 = the model's own
   int64_t max_num_batched_tokens = 512;
   int64_t max_num_seqs = 256;
@@ -131,6 +132,9 @@ struct CommandLine {
 
 // argv without the program's name. InvalidArgument has the remedy; the caller prints it and exits with 2.
 StatusOr<CommandLine> ParseCommandLine(std::vector<std::string> arguments);
+
+// --kv-cache-dtype: nullopt for "auto"; the spellings of --dtype, and fp8 (fp8_e4m3), int8, int4.
+StatusOr<std::optional<KvFormat>> ParseKvCacheDType(std::string_view text);
 
 // "32k" -> 32768 (k, m, g are powers of 1024; "kb", "KiB" likewise), "1000" -> 1000.
 StatusOr<int64_t> ParseSize(std::string_view text);

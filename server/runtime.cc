@@ -6,6 +6,7 @@
 #include <cstdlib>
 
 #include "models/fs.h"
+#include "models/kv_plan.h"
 #include "scheduler/policies.h"
 #include "server/generation_defaults.h"
 
@@ -212,7 +213,9 @@ StatusOr<std::unique_ptr<Runtime>> Runtime::Create(const EngineOptions& options,
   load.max_logits_rows = LogitsRows(options, *runtime->device);
   load.progress = std::move(progress);
   load.max_model_len = options.max_model_len;
+  const int64_t before_weights = runtime->clock.NowMicros();
   KVASIR_ASSIGN_OR_RETURN(runtime->model, Model::Load(options.model, runtime->device.get(), load));
+  runtime->weights_seconds = double(runtime->clock.NowMicros() - before_weights) * 1e-6;
   const ModelConfig& config = runtime->model->config();
   if (runtime->tokenizer->vocab_size() > config.vocab_size) {
     return InvalidArgument(
@@ -256,7 +259,12 @@ StatusOr<int64_t> ChooseHostBlocks(const EngineOptions& options, const KvArenaPl
 
 Status Runtime::CreateKv(const EngineOptions& options) {
   const int block_tokens = ChooseBlockTokens(options, model->config());
-  kv_groups = model->kv_groups(block_tokens, ParseDType(options.kv_cache_dtype));
+  KVASIR_ASSIGN_OR_RETURN(const std::optional<KvFormat> format, ParseKvCacheDType(options.kv_cache_dtype));
+  if (format.has_value()) {
+    const Status fits = CheckKvFormat(model->config(), *format);
+    if (!fits.ok()) return InvalidArgument("--kv-cache-dtype {}: {}", options.kv_cache_dtype, Message(fits));
+  }
+  kv_groups = model->kv_groups(block_tokens, format);
   KVASIR_ASSIGN_OR_RETURN(std::vector<KvGroupConfig> configs, MakeKvGroups(kv_groups));
   kv_layout = kv_groups[0].layout;
   const KvArenaPlan plan = PlanKvArena(configs);
@@ -276,7 +284,7 @@ Status Runtime::CreateKv(const EngineOptions& options) {
                     .host_blocks = host_blocks,
                     .block_tokens = block_tokens,
                     .enable_prefix_caching = options.enable_prefix_caching,
-                    .fingerprint = fmt::format("{} {} {}", model->fingerprint(), Name(kv_layout.dtype), block_tokens),
+                    .fingerprint = fmt::format("{} {} {}", model->fingerprint(), Name(kv_layout.format()), block_tokens),
                     .groups = std::move(configs)});
   return OkStatus();
 }
@@ -297,10 +305,10 @@ std::string Runtime::Describe() const {
   }
   if (kv_groups.size() == 1 && kv_groups[0].window == 0) {
     return text + fmt::format(" = {} tokens ({} per token, {}); longest request {} tokens", pool_tokens,
-                              FormatBytes(double(kv_layout.token_bytes())), Name(kv_layout.dtype), max_model_len);
+                              FormatBytes(double(kv_layout.token_bytes())), Name(kv_layout.format()), max_model_len);
   }
-  text += fmt::format(" ({}), shared by {} group{} of layers; longest request {} tokens", Name(kv_layout.dtype), kv_groups.size(),
-                      kv_groups.size() == 1 ? "" : "s", std::min(max_model_len, pool_tokens));
+  text += fmt::format(" ({}), shared by {} group{} of layers; longest request {} tokens", Name(kv_layout.format()),
+                      kv_groups.size(), kv_groups.size() == 1 ? "" : "s", std::min(max_model_len, pool_tokens));
   for (size_t g = 0; g < kv_groups.size(); ++g) {
     const KvGroup& group = kv_groups[g];
     if (group.layout.state_floats > 0) {

@@ -35,6 +35,7 @@ struct Runtime {
   int64_t num_blocks = 0;          // extents of the KV pool: blocks, with one group
   int64_t pool_tokens = 0;         // the longest text whose KV fits alone
   int64_t max_model_len = 0;
+  double weights_seconds = 0;  // of the start: reading them and bringing them into the device's layout
 
   // `max_logprobs`: most alternatives a request may ask for; `progress` as in LoadOptions. Errors name the flag that helps.
   static StatusOr<std::unique_ptr<Runtime>> Create(const EngineOptions& options, int64_t max_logprobs,

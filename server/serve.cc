@@ -143,7 +143,7 @@ ServiceConfig MakeServiceConfig(const ServeOptions& options, const Runtime& runt
   config.model = {.names = ServedNames(options),
                   .architecture = model.architecture,
                   .dtype = std::string(Name(model.dtype)),
-                  .kv_cache_dtype = std::string(Name(runtime.kv_layout.dtype)),
+                  .kv_cache_dtype = std::string(Name(runtime.kv_layout.format())),
                   .device = runtime.device->Info().name,
                   .num_parameters = model.parameter_count(),
                   .block_tokens = runtime.kv_layout.block_tokens,
@@ -231,8 +231,8 @@ Status RunServe(const ServeOptions& options) {
   routes.SetService(&service);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   std::fprintf(stderr, "%s\n", runtime->Describe().c_str());
-  std::fprintf(stderr, "ready in %.2f s: http://%s:%d (OpenAI style)%s\n", seconds, options.host.c_str(), http->port(),
-               grpc ? fmt::format(", gRPC on {}", grpc->port()).c_str() : "");
+  std::fprintf(stderr, "ready in %.2f s (%.2f s for weights): http://%s:%d (OpenAI style)%s\n", seconds, runtime->weights_seconds,
+               options.host.c_str(), http->port(), grpc ? fmt::format(", gRPC on {}", grpc->port()).c_str() : "");
 
   const bool healthy = RunUntilSignal(signals, *runtime->engine, !options.disable_log_stats);
   signals.SecondEndsAtOnce();

@@ -13,7 +13,7 @@
 namespace kvasir {
 namespace {
 
-constexpr int kBlockTokens = 16, kStepTokens = 2048, kRepetitions = 3;
+constexpr int kBlockTokens = 16, kLeastStepTokens = 2048;
 constexpr double kMemoryShare = 0.9;
 
 // A model folder in which there is config.json and nothing else.
@@ -76,27 +76,49 @@ class TimedExecutor : public Executor {
 // One model with memory for one batch.
 class Setup {
  public:
-  Status Create(Device& device, Model& model, int batch, int most_tokens) {
+  // Room for `batch` texts on the device, and for host_texts more in the host's memory. The model takes as many tokens in a step.
+  Status Create(Device& device, Model& model, int step_tokens, int batch, int most_tokens, int host_texts = 0) {
     const std::vector<KvGroup> groups = model.kv_groups(kBlockTokens, std::nullopt);
     std::vector<KvGroupConfig> configs;
     for (const KvGroup& group : groups) configs.push_back({int64_t(group.layout.block_bytes()), group.window});
     const KvArenaPlan plan = PlanKvArena(configs);
-    const int64_t extents = int64_t{batch} * ((most_tokens + kBlockTokens - 1) / kBlockTokens + 1) * int64_t(groups.size());
-    cache_ = std::make_unique<KvCache>(
-        KvCacheConfig{.num_blocks = extents, .block_tokens = kBlockTokens, .enable_prefix_caching = false, .groups = configs});
-    KVASIR_ASSIGN_OR_RETURN(executor_, ModelExecutor::Create(&model, &device, groups, plan, extents, batch));
+    const int64_t each = ((most_tokens + kBlockTokens - 1) / kBlockTokens + 1) * int64_t(groups.size());
+    const int64_t extents = batch * each, host_extents = host_texts * each;
+    cache_ = std::make_unique<KvCache>(KvCacheConfig{.num_blocks = extents,
+                                                     .host_blocks = host_extents,
+                                                     .block_tokens = kBlockTokens,
+                                                     .enable_prefix_caching = host_texts > 0,
+                                                     .groups = configs});
+    KVASIR_ASSIGN_OR_RETURN(executor_, ModelExecutor::Create(&model, &device, groups, plan, extents, batch, host_extents));
     timed_ = std::make_unique<TimedExecutor>(executor_.get(), &clock_);
-    EngineConfig config = {.max_step_tokens = kStepTokens, .max_running = batch};
+    EngineConfig config = {.max_step_tokens = step_tokens, .max_running = batch};
     config.limits = {.vocab_size = model.config().vocab_size,
                      .max_model_len = model.max_model_len(),
-                     .pool_tokens = LongestText(cache_->shapes(), extents, kStepTokens, model.max_model_len()),
+                     .pool_tokens = LongestText(cache_->shapes(), extents, step_tokens, model.max_model_len()),
                      .block_tokens = kBlockTokens,
                      .kv_groups = cache_->shapes(),
                      .pool_extents = extents,
-                     .chunk_tokens = kStepTokens};
+                     .chunk_tokens = step_tokens};
     engine_ = std::make_unique<Engine>(config, cache_.get(), timed_.get(), &clock_);
     return OkStatus();
   }
+  // Seconds until a prompt of random tokens has its first token.
+  StatusOr<double> FirstToken(int tokens, uint64_t seed) {
+    Rng rng(seed);
+    RequestDraft draft;
+    for (int t = 0; t < tokens; ++t) draft.prompt.push_back(int32_t(rng.Below(uint64_t(engine_->config().limits.vocab_size))));
+    draft.max_tokens = 1;
+    draft.ignore_eos = true;
+    draft.sampling.temperature = 0;
+    KVASIR_ASSIGN_OR_RETURN(ValidatedRequest request, ValidatedRequest::Make(std::move(draft), engine_->config().limits));
+    const auto sink = std::make_shared<CountingSink>();
+    const int64_t start = clock_.NowMicros();
+    KVASIR_RETURN_IF_ERROR(engine_->Submit(std::move(request), sink).status());
+    while (!sink->ended) engine_->Step();
+    KVASIR_RETURN_IF_ERROR(sink->status);
+    return double(clock_.NowMicros() - start) * 1e-6;
+  }
+  KvCacheStats stats() const { return cache_->stats(); }
   struct Timing {
     double prefill = 0, step = 0, launch = 0;  // seconds: of all prompts, of a step of decoding, of starting one
   };
@@ -153,22 +175,57 @@ double StepFloor(const Model& model, const CudaCeilings& machine, int batch, dou
          kv * context * batch / machine.copy_bytes_per_second;
 }
 
-std::string LlamaConfig(int hidden, int ffn, int layers, int heads, int kv_heads, int vocab, bool tied) {
+int StepTokens(const EngineShape& shape) {
+  return std::max(kLeastStepTokens, *std::max_element(shape.batches.begin(), shape.batches.end()));
+}
+
+std::string LlamaConfig(int hidden, int ffn, int layers, int heads, int kv_heads, int vocab, bool tied, int positions = 16384) {
   return fmt::format(
       R"({{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": {}, "intermediate_size": {}, )"
       R"("num_hidden_layers": {}, "num_attention_heads": {}, "num_key_value_heads": {}, "vocab_size": {}, )"
-      R"("max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "hidden_act": "silu", )"
+      R"("max_position_embeddings": {}, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "hidden_act": "silu", )"
       R"("tie_word_embeddings": {}, "dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": 2}})",
-      hidden, ffn, layers, heads, kv_heads, vocab, tied);
+      hidden, ffn, layers, heads, kv_heads, vocab, positions, tied);
+}
+
+// A prompt as it is computed, and as it comes back after another one has taken its place on the device.
+Status BenchHost(Device& device, Model& model, const EngineShape& shape, std::vector<BenchResult>& results) {
+  constexpr int kPrompts = 5;
+  Setup setup;
+  KVASIR_RETURN_IF_ERROR(setup.Create(device, model, StepTokens(shape), 1, shape.prefix + kBlockTokens, 3));
+  std::vector<double> computed, brought;
+  for (uint64_t seed = 1; seed <= kPrompts; ++seed) {
+    KVASIR_ASSIGN_OR_RETURN(const double cold, setup.FirstToken(shape.prefix, seed));
+    KVASIR_RETURN_IF_ERROR(setup.FirstToken(shape.prefix, seed + 100).status());
+    const int64_t hits = setup.stats().host_hit_tokens;
+    KVASIR_ASSIGN_OR_RETURN(const double warm, setup.FirstToken(shape.prefix, seed));
+    if (setup.stats().host_hit_tokens == hits) return Internal("a prompt of {} tokens did not come from the host", shape.prefix);
+    computed.push_back(cold), brought.push_back(warm);
+  }
+  std::sort(computed.begin(), computed.end());
+  std::sort(brought.begin(), brought.end());
+  const double cold = computed[kPrompts / 2], warm = brought[kPrompts / 2];
+  const KvLayout layout = model.kv_groups(kBlockTokens, std::nullopt)[0].layout;
+  const double bytes = double(setup.stats().moved_in_blocks) / kPrompts * double(layout.block_bytes());
+  results.push_back({"c11",
+                     fmt::format("{}: first token of a prompt of {} from the host, {:.1f} ms; computed, {:.1f} ms", shape.name,
+                                 shape.prefix, warm * 1e3, cold * 1e3),
+                     cold / warm, "x"});
+  results.push_back({"c11", fmt::format("{}: {:.3f} GB come in that time, and as much goes", shape.name, bytes / 1e9),
+                     bytes / warm / 1e9, "GB/s"});
+  return OkStatus();
 }
 
 }  // namespace
 
 std::vector<EngineShape> EngineShapes() {
+  constexpr int kLong = 131072;
   return {
-      {"c7", "Llama-3-8B", LlamaConfig(4096, 14336, 32, 32, 8, 128256, false), {1, 32, 256}},
+      {"c7", "Llama-3-8B", LlamaConfig(4096, 14336, 32, 32, 8, 128256, false), {1, 32, 256}, 1024, 64, 8192},
       {"c8", "0.5B", LlamaConfig(896, 4864, 24, 14, 2, 151936, true), {1, 64, 256}},
-      {"tiny", "tiny", LlamaConfig(64, 96, 2, 4, 2, 128, false), {1, 3}, 20, 6},
+      {"extreme", "0.5B", LlamaConfig(896, 4864, 24, 14, 2, 151936, true), {4096}, 128, 32, 0, 1},
+      {"extreme", "0.5B", LlamaConfig(896, 4864, 24, 14, 2, 151936, true, kLong), {1}, kLong - 64, 32, 0, 1},
+      {"tiny", "tiny", LlamaConfig(64, 96, 2, 4, 2, 128, false), {1, 3}, 20, 6, 100},
   };
 }
 
@@ -181,9 +238,10 @@ StatusOr<std::vector<BenchResult>> BenchEngineShape(Device& device, const Engine
   KVASIR_ASSIGN_OR_RETURN(
       const std::unique_ptr<Model> model,
       Model::Load("model", &device,
-                  {.format = LoadFormat::kDummy, .max_step_tokens = kStepTokens, .max_logits_rows = most, .fs = &fs}));
+                  {.format = LoadFormat::kDummy, .max_step_tokens = StepTokens(shape), .max_logits_rows = most, .fs = &fs}));
   results.push_back(
       {shape.id, fmt::format("{}: weights made up and packed", shape.name), double(clock.NowMicros() - start) * 1e-6, "s"});
+  if (shape.prefix > 0) KVASIR_RETURN_IF_ERROR(BenchHost(device, *model, shape, results));
   for (const int batch : shape.batches) {
     const int tokens = shape.context + shape.tokens;
     double kv_bytes = 0;
@@ -193,9 +251,9 @@ StatusOr<std::vector<BenchResult>> BenchEngineShape(Device& device, const Engine
       continue;
     }
     Setup setup;
-    KVASIR_RETURN_IF_ERROR(setup.Create(device, *model, batch, tokens + 1));
+    KVASIR_RETURN_IF_ERROR(setup.Create(device, *model, StepTokens(shape), batch, tokens + 1));
     std::vector<double> prefill, step, launch;
-    for (int repetition = 0; repetition <= kRepetitions; ++repetition) {
+    for (int repetition = 0; repetition <= shape.repetitions; ++repetition) {
       KVASIR_ASSIGN_OR_RETURN(const Setup::Timing timing, setup.Run(shape, batch, uint64_t(repetition)));
       if (repetition == 0) continue;  // graphs are recorded, scratch is taken
       prefill.push_back(timing.prefill), step.push_back(timing.step), launch.push_back(timing.launch);

@@ -1,6 +1,7 @@
 // Decoding and prompts of whole models on a GPU, weights made up, through the engine as the server drives it, beside the least
 // time a step may take on this GPU: weights and KV read at the rate of its copies, or products at the rate of its matrix
-// products, one after the other. Ids c7 and c8 of the benchmark set. Used by cuda_engine_bench.
+// products, one after the other. Ids c7 and c8 of the benchmark set; "extreme" is a context of 128k, and 4,096 sequences in a
+// step. Used by cuda_engine_bench.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +19,8 @@ struct EngineShape {
   std::vector<int> batches;
   int context = 1024;  // tokens of each prompt
   int tokens = 64;     // decoded after it
+  int prefix = 0;  // tokens of a prompt that is computed, and then brought back from the host's memory (c11); 0 = not measured
+  int repetitions = 3;
 };
 std::vector<EngineShape> EngineShapes();
 

@@ -14,7 +14,7 @@ int main(int count, char** arguments) {
     } else if (std::strcmp(arguments[i], "--case") == 0 && i + 1 < count) {
       cases.push_back(arguments[++i]);
     } else {
-      std::fprintf(stderr, "cuda_engine_bench [--json] [--case ID]...   IDs: c7 c8 tiny; c7 and c8 unless said\n");
+      std::fprintf(stderr, "cuda_engine_bench [--json] [--case ID]...   IDs: c7 c8 extreme tiny; c7 and c8 unless said\n");
       return 2;
     }
   }

@@ -6,8 +6,10 @@
 #include <numeric>
 
 #include "bench/cuda/ceilings.h"
+#include "bench/cuda/step_bench.h"
 #include "bench/result.h"
 #include "kernels/device.h"
+#include "kernels/kv_quant.h"
 #include "kernels/rng.h"
 
 namespace kvasir {
@@ -30,10 +32,17 @@ class Bench {
     if (Wanted("link")) KVASIR_RETURN_IF_ERROR(Links());
     if (Wanted("a6")) KVASIR_RETURN_IF_ERROR(Decode("a6", {{32, 4096}, {32, 32768}, {256, 4096}, {256, 16384}}));
     if (Wanted("a7")) KVASIR_RETURN_IF_ERROR(Decode("a7", {{1, 1024}, {1, 4096}, {1, 32768}}));
+    if (Wanted("a8")) {  // the times compare: goals 0.60 (fp8), 0.62 (int8) and 0.42 (int4) of bfloat16's
+      for (const KvFormat format :
+           {KvFormat(DType::kBF16), KvFormat(KvQuant::kFp8), KvFormat(KvQuant::kInt8), KvFormat(KvQuant::kInt4)})
+        KVASIR_RETURN_IF_ERROR(Decode("a8", {{32, 4096}, {32, 32768}, {1, 32768}}, format));
+    }
     if (Wanted("a9")) KVASIR_RETURN_IF_ERROR(Prefill());
+    if (Wanted("a10")) KVASIR_RETURN_IF_ERROR(Cascade());
     if (Wanted("a11")) KVASIR_RETURN_IF_ERROR(Products());
     if (Wanted("a12")) KVASIR_RETURN_IF_ERROR(Fused());
     if (Wanted("a12")) KVASIR_RETURN_IF_ERROR(Sampling());
+    if (Wanted("a13")) KVASIR_RETURN_IF_ERROR(Steps());
     return device_->Synchronize();
   }
 
@@ -110,8 +119,8 @@ class Bench {
     std::vector<PagedKv> kv;
     size_t kv_bytes = 0;
   };
-  Status MakeStep(int sequences, int context, int rows, Memory& pool, Step& step) {
-    const KvLayout layout = {DType::kBF16, kBlockTokens, 1, kKvHeads, kHeadDim};
+  Status MakeStep(int sequences, int context, int rows, Memory& pool, Step& step, KvFormat format = DType::kBF16) {
+    const KvLayout layout = {format.dtype, kBlockTokens, 1, kKvHeads, kHeadDim, 0, 0, format.quant};
     const int each = (context + kBlockTokens - 1) / kBlockTokens;
     std::vector<uint32_t> ids(size_t(sequences) * each);
     std::iota(ids.begin(), ids.end(), 0);
@@ -126,7 +135,7 @@ class Bench {
     }
     for (const auto& blocks : step.blocks) step.tables.push_back({blocks.data(), context, nullptr});
     step.kv.push_back({static_cast<std::byte*>(pool.data), layout.block_bytes(), layout, step.tables});
-    step.kv_bytes = size_t(sequences) * size_t(context) * kKvHeads * kHeadDim * 2 * 2;
+    step.kv_bytes = size_t(sequences) * size_t(context) * layout.token_bytes();
     return OkStatus();
   }
   // Ordinary numbers in bfloat16.
@@ -141,21 +150,58 @@ class Bench {
     return OkStatus();
   }
 
-  Status Decode(const char* id, std::vector<std::pair<int, int>> shapes) {
-    for (const auto& [batch, context] : shapes) {
+  // Seconds of attention in a step that was planned for it: what an op is asked for once the next step brings.
+  double AttentionSeconds(const Step& step, const AttentionParams& params, const Memory& q, const Memory& out) {
+    const auto start = [&] {
+      device_->StartStep({.positions = step.positions, .slices = step.slices, .kv = step.kv}, int(step.positions.size()));
+    };
+    const auto attend = [&] { device_->Attention(q.floats(), 0, params, step.slices, step.kv[0], out.floats()); };
+    start();
+    attend();
+    device_->FinishStep();
+    start();
+    const double seconds = Seconds(attend);
+    device_->FinishStep();
+    return seconds;
+  }
+
+  // Many texts that begin alike, beside as many that do not.
+  Status Cascade() {
+    constexpr int kPrefix = 8192, kSuffix = 256;
+    for (const int batch : {2, 4, 32}) {
       Memory pool, q, out;
       Step step;
-      KVASIR_RETURN_IF_ERROR(MakeStep(batch, context, 1, pool, step));
+      KVASIR_RETURN_IF_ERROR(MakeStep(batch, kPrefix + kSuffix, 1, pool, step));
       const size_t q_bytes = size_t(batch) * kKvHeads * kGroup * kHeadDim * 4;
       KVASIR_RETURN_IF_ERROR(Make(q, q_bytes, true));
       KVASIR_RETURN_IF_ERROR(Make(out, q_bytes));
       const AttentionParams params = {.num_q_heads = kKvHeads * kGroup, .scale = 1 / std::sqrt(float(kHeadDim))};
-      device_->StartStep({.positions = step.positions, .slices = step.slices, .kv = step.kv}, int(step.positions.size()));
-      const double seconds = Seconds([&] { device_->Attention(q.floats(), 0, params, step.slices, step.kv[0], out.floats()); });
-      device_->FinishStep();
+      const double apart = AttentionSeconds(step, params, q, out);
+      for (std::vector<uint32_t>& blocks : step.blocks)
+        std::copy_n(step.blocks[0].begin(), kPrefix / kBlockTokens, blocks.begin());
+      const double shared = AttentionSeconds(step, params, q, out);
+      // Read: the prefix once, what follows for each.
+      const double bound = double(batch) * (kPrefix + kSuffix) / (kPrefix + double(batch) * kSuffix);
+      Print("a10",
+            fmt::format("{} texts that share {} tokens, {} of their own, {:.1f} us", batch, kPrefix, kSuffix, shared * 1e6),
+            apart / shared, "x", bound, apart / shared / bound);
+    }
+    return OkStatus();
+  }
+
+  Status Decode(const char* id, std::vector<std::pair<int, int>> shapes, KvFormat format = DType::kBF16) {
+    for (const auto& [batch, context] : shapes) {
+      Memory pool, q, out;
+      Step step;
+      KVASIR_RETURN_IF_ERROR(MakeStep(batch, context, 1, pool, step, format));
+      const size_t q_bytes = size_t(batch) * kKvHeads * kGroup * kHeadDim * 4;
+      KVASIR_RETURN_IF_ERROR(Make(q, q_bytes, true));
+      KVASIR_RETURN_IF_ERROR(Make(out, q_bytes));
+      const AttentionParams params = {.num_q_heads = kKvHeads * kGroup, .scale = 1 / std::sqrt(float(kHeadDim))};
+      const double seconds = AttentionSeconds(step, params, q, out);
       const double rate = double(step.kv_bytes) / seconds;
-      Print(id, fmt::format("decode attention, {} x {} tokens, {:.1f} us", batch, context, seconds * 1e6), rate / 1e9, "GB/s",
-            machine_.copy_bytes_per_second / 1e9, rate / machine_.copy_bytes_per_second);
+      Print(id, fmt::format("decode attention, {} KV, {} x {} tokens, {:.1f} us", Name(format), batch, context, seconds * 1e6),
+            rate / 1e9, "GB/s", machine_.copy_bytes_per_second / 1e9, rate / machine_.copy_bytes_per_second);
     }
     return OkStatus();
   }
@@ -169,9 +215,7 @@ class Bench {
       KVASIR_RETURN_IF_ERROR(Make(q, q_bytes, true));
       KVASIR_RETURN_IF_ERROR(Make(out, q_bytes));
       const AttentionParams params = {.num_q_heads = kKvHeads * kGroup, .scale = 1 / std::sqrt(float(kHeadDim))};
-      device_->StartStep({.positions = step.positions, .slices = step.slices, .kv = step.kv}, int(step.positions.size()));
-      const double seconds = Seconds([&] { device_->Attention(q.floats(), 0, params, step.slices, step.kv[0], out.floats()); });
-      device_->FinishStep();
+      const double seconds = AttentionSeconds(step, params, q, out);
       const double flops = 4.0 * kKvHeads * kGroup * kHeadDim * double(tokens) * (tokens + 1) / 2 / seconds;
       Print("a9", fmt::format("causal attention of {} tokens", tokens), flops / 1e12, "TFLOP/s", machine_.gemm_bf16_flops / 1e12,
             machine_.gemm_bf16_flops > 0 ? flops / machine_.gemm_bf16_flops : 0);
@@ -225,6 +269,15 @@ class Bench {
     }
     for (Weight& weight : weights) device_->Free(weight.packed);
     return OkStatus();
+  }
+
+  // What the host does for a step, of a device that nothing else has been asked of.
+  Status Steps() {
+    KVASIR_ASSIGN_OR_RETURN(std::unique_ptr<CudaContext> context, CudaContext::Create(0));
+    CudaDevice device(std::move(context));
+    KVASIR_ASSIGN_OR_RETURN(const std::vector<BenchResult> results, BenchStepHost(device, [&] { (void)device.Synchronize(); }));
+    for (const BenchResult& result : results) PrintResult(result, options_.json);
+    return device.Synchronize();
   }
 
   // Norm, rotation with append, gated activation at an 8B model's widths, against moving their bytes once.

@@ -12,7 +12,7 @@ int main(int count, char** arguments) {
     } else if (std::strcmp(arguments[i], "--case") == 0 && i + 1 < count) {
       options.cases.push_back(arguments[++i]);
     } else {
-      std::fprintf(stderr, "cuda_bench [--json] [--case ID]...   IDs: link a6 a7 a9 a11 a12\n");
+      std::fprintf(stderr, "cuda_bench [--json] [--case ID]...   IDs: link a6 a7 a9 a10 a11 a12\n");
       return 2;
     }
   }

@@ -22,6 +22,9 @@ AttendTask MakeTask(const float* q, const AttentionParams& params, const Sequenc
   task.entries = run.entries;
   task.granule_bytes = kv.granule_bytes;
   task.page_bytes = layout.page_bytes();
+  task.codes = AttendCodes(layout.quant);
+  task.row_bytes = layout.row_bytes();
+  task.scales_offset = layout.scales_offset();
   task.block_tokens = layout.block_tokens;
   task.head_dim = layout.head_dim;
   task.group = heads;
@@ -82,7 +85,7 @@ struct Call {
   int64_t partial_floats(int64_t queries) const { return queries * AttendPartialFloats(1, kv.layout.head_dim); }
   void Attend(AttendTask task, unsigned char* scratch) const {
     task.workspace = scratch;
-    kernels.attend[int(kv.layout.dtype)](task);
+    kernels.attend[int(task.codes == AttendCodes::kNone ? kv.layout.dtype : DType::kF32)](task);
   }
 };
 
@@ -225,6 +228,8 @@ void AttendInPieces(const Call& call, unsigned char* scratch, size_t thread_byte
 
 void CpuAttention(const AttentionKernels& kernels, ThreadTeam& team, AttentionWorkspace& workspace, const float* q, int layer,
                   const AttentionParams& params, std::span<const SequenceSlice> slices, const PagedKv& kv, float* out) {
+  static_assert(int(AttendCodes::kFp8) == int(KvQuant::kFp8) && int(AttendCodes::kInt4) == int(KvQuant::kInt4));
+  KVASIR_CHECK(kv.layout.quant == KvQuant::kNone || kv.layout.value_dim == 0, "latent keys are not quantised");
   const Call call = {kernels, team, workspace, q, layer, params, slices, kv, out};
   const size_t queries = size_t(call.tile_rows()) * size_t(call.part_heads());
   const size_t thread_bytes = (AttendWorkspaceBytes(int(queries), kv.layout.head_dim) + 63) / 64 * 64;

@@ -3,6 +3,7 @@
 // order.
 #include "kernels/cpu/attention_kernels.h"
 
+#include "kernels/cpu/kv_decode.h"
 #include "kernels/cpu/simd.h"
 
 namespace kvasir::KVASIR_ISA {
@@ -15,8 +16,6 @@ template <Format F>
 constexpr bool kPaired = F == Format::kBF16 || F == Format::kPairDot;
 template <Format F>
 constexpr int kElementBytes = F == Format::kF32 ? 4 : 2;
-
-using Bytes = const unsigned char*;
 
 constexpr float kLog2E = 1.44269504088896340736f;
 constexpr int kTileSlots = 16;
@@ -115,10 +114,6 @@ void PrepareQueries(const AttendTask& task, int padded, State& s) {
   }
 }
 
-Bytes PageAt(const AttendTask& task, int64_t page) {
-  return task.pages + size_t{task.entries[page]} * task.granule_bytes;
-}
-
 // Pages whose tiles can be read in place.
 bool InPlace(const AttendTask& task) {
   return task.block_tokens % kTileSlots == 0 && task.head_dim % kTileSlots == 0;
@@ -143,7 +138,8 @@ void LocateTiles(const AttendTask& task, int64_t step, int low, int high, StepTi
 }
 
 void LookAhead(const AttendTask& task, int64_t step, int queries, Ahead& ahead) {
-  if (kStepSlots % task.block_tokens != 0) return;
+  // Blocks of less than a tile would be more runs than are kept, and too short to ask for ahead.
+  if (task.block_tokens < kTileSlots || kStepSlots % task.block_tokens != 0) return;
   const int runs = kStepSlots / task.block_tokens;
   ahead.run_bytes = int64_t(task.page_bytes) * (task.keys_only ? 1 : 2);
   for (int i = 0; i < runs; ++i) ahead.runs[runs - 1 - i] = PageAt(task, step / task.block_tokens + i);
@@ -178,6 +174,34 @@ void GatherTiles(const AttendTask& task, int64_t step, int low, int high, int pa
   tiles.v_row = int64_t{padded} * kPair * kBytes;
   for (int i = 0; i < kStepVecs; ++i) tiles.k[i] = s.k_tile + int64_t{i} * kLanes * kPair * kBytes;
   for (int i = 0; i < kTiles; ++i) tiles.v[i] = s.v_tile + int64_t{i} * kTileSlots * padded * kBytes;
+}
+
+// The same from codes, for any geometry: float32 tiles of what they stand for.
+template <AttendCodes kKind>
+void DecodeTiles(const AttendTask& task, int64_t step, int low, int high, int padded, State& s, StepTiles& tiles) {
+  const int first_tile = low / kTileSlots;
+  auto *const k = reinterpret_cast<float*>(s.k_tile), *const v = reinterpret_cast<float*>(s.v_tile);
+  SlotScales<kStepSlots> k_scales, v_scales;
+  LocateScales(task, step, low, high, k_scales, v_scales);
+  const int bytes = CodeBytes(task.codes == AttendCodes::kInt4, task.head_dim);
+  for (int tile = first_tile; tile * kTileSlots < high; ++tile) {
+    const int at = tile * kTileSlots, from = at > low ? at : low, to = at + kTileSlots < high ? at + kTileSlots : high;
+    DecodeKeys<kKind, kTileSlots>(task, step + at, from - at, to - at, bytes, kStepSlots, k_scales.At(at), k + at);
+    // Rows that no key has: q is zero there.
+    for (int j = task.head_dim; j < padded; ++j) __builtin_memset(k + j * kStepSlots + at, 0, kTileSlots * sizeof(float));
+  }
+  for (int slot = low; slot < high; ++slot) {
+    const int64_t page = (step + slot) / task.block_tokens, inside = step + slot - page * task.block_tokens;
+    Bytes row = PageAt(task, page) + task.page_bytes + size_t(inside) * task.row_bytes;
+    DecodeValues<kKind>(row, task.head_dim, padded, v_scales.scale[slot], v_scales.low[slot], v + int64_t{slot} * padded);
+  }
+  tiles.k_row = int64_t{kStepSlots} * int64_t{sizeof(float)};
+  tiles.v_row = int64_t{padded} * int64_t{sizeof(float)};
+  for (int i = 0; i < kStepVecs; ++i) {  // what lies before the first tile is not there: any slots will do
+    const int vec = i < first_tile * kTileVecs ? first_tile * kTileVecs : i;
+    tiles.k[i] = s.k_tile + int64_t{vec} * kLanes * int64_t{sizeof(float)};
+  }
+  for (int i = 0; i < kTiles; ++i) tiles.v[i] = s.v_tile + int64_t{i} * kTileSlots * tiles.v_row;
 }
 
 // Latent KV: turns the step's keys, in place or gathered, into a tile of values. All query heads share the one KV head, so it is
@@ -438,7 +462,14 @@ void Split(const AttendTask& task, int64_t split, int queries, int padded, State
     const Overlap used = Clip(all, step, kStepSlots);
     if (used.low >= used.high) continue;
     Ahead ahead;
-    if (in_place) {
+    const bool coded = F == Format::kF32 && task.codes != AttendCodes::kNone;
+    if (coded) {
+      const auto decode = task.codes == AttendCodes::kFp8    ? DecodeTiles<AttendCodes::kFp8>
+                          : task.codes == AttendCodes::kInt8 ? DecodeTiles<AttendCodes::kInt8>
+                                                             : DecodeTiles<AttendCodes::kInt4>;
+      decode(task, step, used.low, used.high, padded, s, here);
+      if (step + 2 * kStepSlots <= all.end) LookAhead(task, step + kStepSlots, queries, ahead);
+    } else if (in_place) {
       LocateTiles<F>(task, step, used.low, used.high, here);
       if (step + 2 * kStepSlots <= all.end) LookAhead(task, step + kStepSlots, queries, ahead);
     } else {

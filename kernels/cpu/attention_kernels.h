@@ -4,13 +4,19 @@
 // A page is a permutation of slot x dim, so it fills page_bytes() exactly, for any block_tokens and head_dim:
 //   float32, float16   K [head_dim][slots]         V [slots][head_dim]
 //   bfloat16           K [head_dim / 2][slots][2]  V [slots / 2][head_dim][2]   (pairs for vdpbf16ps; an odd last one plain)
-// So 16 neighbouring slots of one dim (pair) are one vector of scores, and no sum runs across lanes.
+//   fp8, int8          K [head_dim][slots]         V [slots][head_dim], rows of whole words
+//   int4               K [half][slots]             V [slots][half]: byte i holds dims i (low) and half + i, half = head_dim / 2
+//   up
+// So 16 neighbouring slots of one dim (pair) are one vector of scores, and no sum runs across lanes. Codes are turned into tiles
+// of float32, and then it is the attention of float32 KV, bit for bit.
 #pragma once
 
 #include <stddef.h>
 #include <stdint.h>
 
 namespace kvasir {
+
+enum class AttendCodes : uint8_t { kNone, kFp8, kInt8, kInt4 };  // KvQuant (kv_page.h), for sources compiled per ISA
 
 // Partial softmax is kept per split of this many slots at absolute positions, and splits are merged in order. Both are part
 // of the result's definition on this device: changing them changes last bits, never per batch, chunk or thread.
@@ -29,6 +35,11 @@ static inline int64_t VElement(bool paired, int block_tokens, int head_dim, int 
   return int64_t(slot >> 1) * 2 * head_dim + 2 * dim + (slot & 1);
 }
 
+// Bytes that the codes of one token and head take.
+static constexpr int CodeBytes(bool int4, int head_dim) {
+  return int4 ? (head_dim + 1) / 2 : head_dim;
+}
+
 // Neighbouring query rows of one sequence, with all query heads of one KV head.
 struct AttendTask {
   const unsigned char* pages = nullptr;  // K page i at pages + entries[i] * granule_bytes; its V page page_bytes further
@@ -39,6 +50,10 @@ struct AttendTask {
   int head_dim = 0;
   int value_dim = 0;       // of the output: head_dim, or the leading part of a key where keys are values too
   bool keys_only = false;  // values are the keys' first value_dim elements
+  // Codes instead of elements: their rows in V pages, and where the scales lie.
+  AttendCodes codes = AttendCodes::kNone;
+  size_t row_bytes = 0;
+  size_t scales_offset = 0;
 
   // Rows of several sequences, over splits that all of them share and see whole: row r is row_ids[r] then.
   const int32_t* row_ids = nullptr;
@@ -71,7 +86,7 @@ static constexpr int64_t AttendPartialFloats(int queries, int head_dim) {
 }
 static constexpr size_t AttendWorkspaceBytes(int queries, int head_dim) {
   const size_t padded = size_t(PaddedHeadDim(head_dim));
-  return 4 * (size_t(queries) * (3 * padded + 3 * 16) + 2 * 4 * kStepSlots + 2 * kStepSlots * padded) + 1024;
+  return 4 * (size_t(queries) * (3 * padded + 3 * 16) + 2 * 4 * kStepSlots + 2 * kStepSlots * padded) + 1280;
 }
 
 // Indexed by DType of the KV.

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/cpu/attention_kernels.h"
+#include "kernels/kv_quant.h"
 
 namespace kvasir {
 namespace {
@@ -35,12 +36,37 @@ void StoreV(const T* v, bool paired, int block_tokens, int head_dim, int slot, s
   }
 }
 
+// One head's k or v as codes, and its scale.
+void StoreCodes(const float* x, const KvLayout& layout, bool key, int slot, std::byte* page) {
+  thread_local std::vector<uint8_t> codes;
+  const int d = layout.head_dim;
+  if (codes.size() < size_t(d) + 1) codes.resize(size_t(d) + 1);
+  const KvScale scale = QuantizeKv(layout.quant, x, d, codes.data());
+  if (layout.scaled()) std::memcpy(page + layout.scales_offset() + size_t(slot) * sizeof(scale), &scale, sizeof(scale));
+  const int bytes = CodeBytes(layout.quant == KvQuant::kInt4, d);
+  if (layout.quant == KvQuant::kInt4) {
+    codes[size_t(d)] = 0;
+    for (int i = 0; i < bytes; ++i) codes[size_t(i)] = uint8_t(codes[size_t(i)] | codes[size_t(bytes + i)] << 4);
+  }
+  if (key) {
+    for (int i = 0; i < bytes; ++i) page[int64_t{i} * layout.block_tokens + slot] = std::byte(codes[size_t(i)]);
+  } else {
+    std::memcpy(page + size_t(slot) * layout.row_bytes(), codes.data(), size_t(bytes));
+  }
+}
+
 // v may be null: latent KV has keys only.
 void StoreRow(const FusedKernels& kernels, const float* k, const float* v, const PagedKv& kv, const PageRun& run, int64_t slot) {
   const KvLayout& layout = kv.layout;
   const int page = int(slot / layout.block_tokens), inside = int(slot % layout.block_tokens), d = layout.head_dim;
   std::byte* k_page = kv.KPage(run, page);
   std::byte* v_page = kv.VPage(run, page);
+  if (layout.quant != KvQuant::kNone) {
+    KVASIR_CHECK(v != nullptr, "latent keys are not quantised");
+    StoreCodes(k, layout, true, inside, k_page);
+    StoreCodes(v, layout, false, inside, v_page);
+    return;
+  }
   if (layout.dtype == DType::kF32) {
     StoreK(k, false, layout.block_tokens, d, inside, k_page);
     if (v != nullptr) StoreV(v, false, layout.block_tokens, d, inside, v_page);

@@ -222,16 +222,19 @@ inline Vec HalfToFloat(UVec half) {
 }
 #endif
 
-inline Vec LoadF16(const uint16_t* p) {
+inline Vec FromF16(HVec half) {
 #if defined(__AVX512F__)
-  return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256((const __m256i*)p));
+  return _mm512_maskz_cvtph_ps(0xffff, (__m256i)half);
 #elif defined(__F16C__)
-  return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+  return _mm256_cvtph_ps((__m128i)half);
 #else
-  UVec half;
-  for (int i = 0; i < kLanes; ++i) half[i] = p[i];
-  return HalfToFloat(half);
+  return HalfToFloat(__builtin_convertvector(half, UVec));
 #endif
+}
+inline Vec LoadF16(const uint16_t* p) {
+  HVec half;
+  __builtin_memcpy(&half, p, sizeof(half));
+  return FromF16(half);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include "kernels/cuda/attention_kernels.h"
 #include "kernels/cuda/attention_unit.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/write_step.h"
 
 namespace kvasir {
 namespace gpu {
@@ -17,11 +18,11 @@ constexpr int kMergeWarps = 4;
 __global__ void __launch_bounds__(kMergeWarps* kWarp) MergeKernel(AttentionArgs args) {
   WaitForPreviousKernel();
   constexpr int kAhead = 8;  // splits whose loads are under way together
-  const UnitView view = ViewUnit(args, args.units[blockIdx.x], int(blockIdx.y));
+  const UnitView view = ViewUnit<false>(args, args.units[blockIdx.x], int(blockIdx.y));
   if (view.num_splits <= 1) return;  // its unit has written the result
   for (int row = WarpIndex(); row < view.unit.count; row += kMergeWarps) {
     const int q_head = view.head * args.group + (view.unit.first + row) % args.group;
-    float* const out = args.out + view.QueryRow(args, row) * args.value_dim;
+    float* const out = args.out + view.QueryRow<false>(args, row) * args.value_dim;
     for (int at = 4 * Lane(); at < args.partial_width; at += 4 * kWarp) {
       RowState state;
       float4 total = make_float4(0, 0, 0, 0);
@@ -31,7 +32,7 @@ __global__ void __launch_bounds__(kMergeWarps* kWarp) MergeKernel(AttentionArgs 
 #pragma unroll
         for (int i = 0; i < kAhead; ++i) {
           if (split + i >= view.num_splits) continue;
-          const int64_t partial = view.PartialRow(args, row, split + i);
+          const int64_t partial = view.PartialRow<false>(args, row, split + i);
           sums[i] = reinterpret_cast<const float2*>(args.partial_sums)[partial];
           o[i] = *reinterpret_cast<const float4*>(args.partials + partial * args.partial_width + at);
         }
@@ -60,29 +61,29 @@ __global__ void __launch_bounds__(kMergeWarps* kWarp) MergeKernel(AttentionArgs 
 
 namespace {
 
-// The step's plan for this op, or one of its own, uploaded for it.
-const AttentionPlan& FindPlan(CudaContext& context, StepAttention& step, int group, AttentionPlan& own) {
+// The step's plan for this op, or one of its own, made for it.
+AttentionPlan FindPlan(CudaContext& context, StepAttention& step, int group, int window) {
   for (const AttentionPlan& plan : step.plans) {
-    if (plan.group == group) return plan;
+    if (plan.group == group && plan.window == window) return plan;
   }
   constexpr size_t kMostWanted = 8;
   const auto same = [&](const StepAttention::Wanted& w) {
-    return w.num_kv_heads == step.layout.num_kv_heads && w.group == group;
+    return w.num_kv_heads == step.layout.num_kv_heads && w.group == group && w.window == window;
   };
-  if (std::none_of(step.wanted->begin(), step.wanted->end(), same) && step.wanted->size() < kMostWanted)
-    step.wanted->push_back({step.layout.num_kv_heads, group});
-  std::vector<AttentionUnit> units;
-  own = PlanAttention(step.slices, step.layout, group, context.multiprocessors(), units);
-  own.units = context.Upload<AttentionUnit>(units);
-  return own;
-}
-
-// With a window tiles have few splits: the units of the others need not be started.
-int NeededUnits(const std::vector<int32_t>& through, int window, int tile_rows, int split_slots) {
-  if (through.empty()) return 0;
-  size_t ordinals = through.size();
-  if (window > 0) ordinals = std::min<size_t>(ordinals, size_t(window + tile_rows - 2) / size_t(split_slots) + 2);
-  return through[ordinals - 1];
+  if (std::none_of(step.wanted.begin(), step.wanted.end(), same) && step.wanted.size() < kMostWanted)
+    step.wanted.push_back({step.layout.num_kv_heads, group, window});
+  AttentionPlanMemory memory;
+  std::vector<AttentionRange> ranges;
+  AttentionPlan plan = PlanAttention(step.slices, step.prefixes, step.layout, TilingFor(step.layout, step.warpgroups), group,
+                                     window, context.multiprocessors(), memory);
+  AppendRanges(plan, memory, 0, ranges);
+  const AttentionRange* const uploaded = context.Upload<AttentionRange>(ranges);
+  plan.members = context.Upload<AttentionMember>(memory.members);
+  if (uploaded == nullptr) return plan;
+  AttentionUnit* const units = TakeUnits(context, CudaContext::Scratch::kUnits, plan.num_units());
+  WriteStep(context, {.ranges = uploaded, .num_ranges = int32_t(ranges.size()), .units = units});
+  plan.units = units;
+  return plan;
 }
 
 }  // namespace
@@ -93,10 +94,10 @@ void CudaAttention(CudaContext& context, const float* q, int layer, const Attent
                params.num_q_heads, kv.num_kv_heads);
   KVASIR_CHECK(params.scale > 0, "attention is scaled by {}", params.scale);
   const KvLayout& layout = kv.attention->layout;
-  const AttentionTiling tiling = TilingFor(layout);
+  const bool warpgroups = kv.attention->warpgroups;
+  const AttentionTiling tiling = TilingFor(layout, warpgroups);
   const AttentionKernel kernel = KernelFor(layout);
-  AttentionPlan own;
-  const AttentionPlan& plan = FindPlan(context, *kv.attention, params.num_q_heads / kv.num_kv_heads, own);
+  const AttentionPlan plan = FindPlan(context, *kv.attention, params.num_q_heads / kv.num_kv_heads, params.window);
   if (plan.units == nullptr) return;  // no rows, or the context has failed
 
   gpu::AttentionArgs args = {.q = q, .out = out, .kv = kv, .partial_rows = plan.partial_rows, .layer = layer};
@@ -117,10 +118,19 @@ void CudaAttention(CudaContext& context, const float* q, int layer, const Attent
     if (args.partials == nullptr) return;
     args.partial_sums = args.partials + rows * tiling.partial_width;
   }
+  args.members = plan.members;
   const auto launch = [&](const AttentionUnit* units, bool tall, int count) {
     if (count == 0) return;
     args.units = units;
-    if (kernel == AttentionKernel::kPlain) {
+    if (kv.quant == KvQuant::kFp8) {
+      LaunchTileAttentionFp8(context, args, tall, count);
+    } else if (kv.quant == KvQuant::kInt8) {
+      LaunchTileAttentionInt8(context, args, tall, count);
+    } else if (kv.quant == KvQuant::kInt4) {
+      LaunchTileAttentionInt4(context, args, tall, count);
+    } else if (tall && warpgroups) {
+      LaunchHopperAttention(context, args, count);
+    } else if (kernel == AttentionKernel::kPlain) {
       LaunchPlainAttention(context, args, count);
     } else if (kv.dtype == DType::kBF16) {
       LaunchTileAttentionBf16(context, args, tall, count);
@@ -128,11 +138,10 @@ void CudaAttention(CudaContext& context, const float* q, int layer, const Attent
       LaunchTileAttentionF16(context, args, tall, count);
     }
   };
-  launch(plan.units, false, NeededUnits(plan.short_through, params.window, tiling.short_rows, tiling.split_slots));
-  launch(plan.units + plan.num_short(), true,
-         NeededUnits(plan.tall_through, params.window, tiling.tall_rows, tiling.split_slots));
+  launch(plan.units, false, plan.num_short);
+  launch(plan.units + plan.num_short, true, plan.num_tall);
   if (plan.num_merges > 0) {
-    args.units = plan.units + plan.num_short() + plan.num_tall();
+    args.units = plan.units + plan.num_short + plan.num_tall;
     Launch(gpu::MergeKernel, dim3(unsigned(plan.num_merges), unsigned(kv.num_kv_heads)), gpu::kMergeWarps * gpu::kWarp, 0,
            context.stream(), args);
     context.CheckLaunch("merging attention");

@@ -16,6 +16,7 @@ struct AttentionArgs {
   float* partial_sums = nullptr;  // [num_kv_heads, partial_rows, 2]: m, l
   const float* sinks = nullptr;
   const AttentionUnit* units = nullptr;
+  const AttentionMember* members = nullptr;
   StepKv kv;
   int64_t partial_rows = 0;
   int32_t partial_width = 0;
@@ -34,5 +35,11 @@ void LaunchPlainAttention(CudaContext& context, const gpu::AttentionArgs& args, 
 // with values of up to 512 (tall only): KernelFor.
 void LaunchTileAttentionBf16(CudaContext& context, const gpu::AttentionArgs& args, bool tall, int num_units);
 void LaunchTileAttentionF16(CudaContext& context, const gpu::AttentionArgs& args, bool tall, int num_units);
+// Tall tiles of at most 128 rows, on sm_90 only: where HopperTakes the layout, and tables are dense.
+void LaunchHopperAttention(CudaContext& context, const gpu::AttentionArgs& args, int num_units);
+// Quantised KV, multiplied as float16; head_dim up to 256.
+void LaunchTileAttentionFp8(CudaContext& context, const gpu::AttentionArgs& args, bool tall, int num_units);
+void LaunchTileAttentionInt8(CudaContext& context, const gpu::AttentionArgs& args, bool tall, int num_units);
+void LaunchTileAttentionInt4(CudaContext& context, const gpu::AttentionArgs& args, bool tall, int num_units);
 
 }  // namespace kvasir

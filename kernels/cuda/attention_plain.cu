@@ -102,7 +102,7 @@ KVASIR_DEVICE void EndSplit(const AttentionArgs& args, const UnitView& view, boo
       s.fold[r] = Fold(s.state[r], s.m[r], s.l[r]);
       if (last) s.finish[r] = Finish(args, s.state[r], view.head * args.group + (view.unit.first + r) % args.group);
     } else {
-      float* const sums = args.partial_sums + 2 * view.PartialRow(args, r, view.unit.ordinal);
+      float* const sums = args.partial_sums + 2 * view.PartialRow<false>(args, r, view.unit.ordinal);
       sums[0] = s.m[r];
       sums[1] = s.l[r];
     }
@@ -113,8 +113,8 @@ KVASIR_DEVICE void EndSplit(const AttentionArgs& args, const UnitView& view, boo
     s.l[r] = 0;
   }
   for (int row = 0; row < view.unit.count; ++row) {
-    float* const out = view.Whole() ? args.out + view.QueryRow(args, row) * args.value_dim
-                                    : args.partials + view.PartialRow(args, row, view.unit.ordinal) * args.partial_width;
+    float* const out = view.Whole() ? args.out + view.QueryRow<false>(args, row) * args.value_dim
+                                    : args.partials + view.PartialRow<false>(args, row, view.unit.ordinal) * args.partial_width;
     for (int j = int(threadIdx.x); j < args.value_dim; j += kThreads) {
       float o = s.o[row][j];
       s.o[row][j] = 0;
@@ -132,12 +132,12 @@ template <bool kF32, int kMaxDim>
 __global__ void __launch_bounds__(kThreads) PlainKernel(AttentionArgs args) {
   KVASIR_SHARED(PlainShared<kMaxDim>, s);
   WaitForPreviousKernel();
-  const UnitView view = ViewUnit(args, args.units[blockIdx.x], int(blockIdx.y));
+  const UnitView view = ViewUnit<false>(args, args.units[blockIdx.x], int(blockIdx.y));
   if (view.begin >= view.end) return;
   const int d = args.kv.head_dim, thread = int(threadIdx.x), slot_bytes = d * (kF32 ? 4 : 2);
   for (int i = thread; i < kRows * d; i += kThreads) {
     const int r = i / d, j = i % d;
-    s.q[r][j] = r < view.unit.count ? args.q[view.QueryRow(args, r) * d + j] : 0.0f;
+    s.q[r][j] = r < view.unit.count ? args.q[view.QueryRow<false>(args, r) * d + j] : 0.0f;
   }
   for (int i = thread; i < kRows * args.value_dim; i += kThreads) s.o[i / args.value_dim][i % args.value_dim] = 0;
   if (thread < kRows) {

@@ -6,6 +6,7 @@
 //  * a maximum is exact in any order.
 #pragma once
 
+#include "kernels/cuda/attention_codes.cuh"
 #include "kernels/cuda/attention_kernels.h"
 #include "kernels/cuda/attention_unit.cuh"
 #include "kernels/cuda/launch.h"
@@ -14,7 +15,7 @@ namespace kvasir::gpu {
 
 // kRowWarps x kColumnWarps warps; those of a row of warps share 16 rows of q: each computes the scores of some slots and sums
 // some columns of the values. With one column of warps the weights never leave their registers.
-template <DType kTypeOf, int kDimOf, int kRowWarpsOf, int kColumnWarpsOf, int kStagesOf>
+template <DType kTypeOf, int kDimOf, int kRowWarpsOf, int kColumnWarpsOf, int kStagesOf, KvQuant kQuantOf = KvQuant::kNone>
 struct TileShape {
   static constexpr DType kType = kTypeOf;
   static constexpr int kDim = kDimOf;  // head_dim, at most
@@ -30,10 +31,21 @@ struct TileShape {
   static constexpr int kBlocks = kRowWarps == 1 || kDim > 128 ? 1 : kDim > 64 ? 3 : 4;
   // Addresses of keys are looked up a chunk ahead.
   static constexpr int kChunk = 256, kKeyRing = 2 * kChunk;
+  // Quantised pages: their codes come in stages, and are turned into one tile.
+  static constexpr KvQuant kQuant = kQuantOf;
+  static constexpr bool kCoded = kQuant != KvQuant::kNone;
+  static constexpr int kTileStages = kCoded ? 1 : kStages;
+  static constexpr int kCodeRow = kDim * CodeBits(kQuant) / 8, kCodeStages = kCoded ? kStages : 1,
+                       kCodeSlots = kCoded ? kSlots : 1;
+
+  // Among the threads that compute: all of them.
+  KVASIR_DEVICE static void Sync() { SyncBlock(); }
+  // Where a value lies in a tile of them; an even column and the next one are neighbours.
+  KVASIR_DEVICE static int ValueAt(int slot, int column) { return slot * kStride + column; }
 
   struct Shared {
-    alignas(16) uint16_t k[kStages][kSlots][kStride];
-    alignas(16) uint16_t v[kLatent ? 1 : kStages][kLatent ? 1 : kSlots][kLatent ? 8 : kStride];
+    alignas(16) uint16_t k[kTileStages][kSlots][kStride];
+    alignas(16) uint16_t v[kLatent ? 1 : kTileStages][kLatent ? 1 : kSlots][kLatent ? 8 : kStride];
     alignas(16) uint16_t q[kRows][kStride];
     alignas(16) uint16_t p[kColumnWarps > 1 ? kRows : 1][kSlots + 8];
     float max[kColumnWarps][kRows];
@@ -42,7 +54,10 @@ struct TileShape {
     RowState folded[kColumnWarps][kRows];  // each warp's own
     UnitView view;                         // here and not in registers, of which sums leave few
     const std::byte* keys[kKeyRing];       // slot s at s % kKeyRing
-    int32_t unfinite[2];                   // slots of the tile with an infinity or NaN: kSlots - first, last + 1; 0: none
+    alignas(16) uint8_t codes[kCodeStages][kCoded ? 2 : 1][kCodeSlots][kCoded ? kCodeRow : 16];  // keys, values
+    uint32_t scales[kCodeStages][kCoded ? 2 : 1][kCodeSlots];
+    int32_t scale_from_row[kCoded ? kKeyRing : 1];
+    int32_t unfinite[2];  // slots of the tile with an infinity or NaN: kSlots - first, last + 1; 0: none
   };
 };
 
@@ -51,6 +66,8 @@ KVASIR_DEVICE uint32_t Pack(float low, float high) {
   if constexpr (kType == DType::kBF16) return PackBf16(low, high);
   return PackF16(low, high);
 }
+template <DType kType>
+inline constexpr uint32_t kOnes = kType == DType::kBF16 ? 0x3f803f80u : 0x3c003c00u;  // two
 template <DType kType>
 KVASIR_DEVICE float ToFloat(uint16_t bits) {
   if constexpr (kType == DType::kBF16) return Bf16ToFloat(bits);
@@ -69,7 +86,7 @@ template <typename T>
 KVASIR_DEVICE void LoadQueries(const AttentionArgs& args, const UnitView& view, typename T::Shared& s) {
   const int d = args.kv.head_dim;
   for (int row = WarpIndex(); row < T::kRows; row += T::kThreads / kWarp) {
-    const float* const q = row < view.unit.count ? args.q + view.QueryRow(args, row) * d : nullptr;
+    const float* const q = row < view.unit.count ? args.q + view.template QueryRow<!T::kLatent>(args, row) * d : nullptr;
     float scale = 1, down = 1;
     if constexpr (T::kType == DType::kF16) {
       float largest = 0;
@@ -90,17 +107,23 @@ KVASIR_DEVICE void LoadQueries(const AttentionArgs& args, const UnitView& view, 
     s.slots[row] = RowSlots(args, view.unit, view.run.num_slots, row);
     for (int i = 0; i < T::kColumnWarps; ++i) s.folded[i][row] = {};
   }
-  // Columns of keys beyond head_dim that a product touches.
-  const int end = (d + 15) / 16 * 16, columns = end - d;
-  for (int i = int(threadIdx.x); i < T::kStages * T::kSlots * columns; i += T::kThreads)
-    s.k[i / columns / T::kSlots][i / columns % T::kSlots][d + i % columns] = 0;
+}
+
+// Columns of keys beyond head_dim that a product touches.
+template <typename T>
+KVASIR_DEVICE void PadKeys(int head_dim, typename T::Shared& s) {
+  const int end = (head_dim + 15) / 16 * 16, columns = end - head_dim;
+  for (int i = int(threadIdx.x); i < T::kTileStages * T::kSlots * columns; i += T::kThreads)
+    s.k[i / columns / T::kSlots][i / columns % T::kSlots][head_dim + i % columns] = 0;
 }
 
 template <typename T>
 KVASIR_DEVICE void FindKeys(const AttentionArgs& args, const UnitView& view, int chunk, typename T::Shared& s) {
-  for (int slot = chunk + int(threadIdx.x); slot < chunk + T::kChunk; slot += T::kThreads)
-    if (slot >= view.begin && slot < view.end)
-      s.keys[slot % T::kKeyRing] = SlotKey(args.kv, view.run, slot, 2 * args.kv.head_dim);
+  for (int slot = chunk + int(threadIdx.x); slot < chunk + T::kChunk; slot += T::kThreads) {
+    if (slot < view.begin || slot >= view.end) continue;
+    s.keys[slot % T::kKeyRing] = SlotKey(args.kv, view.run, slot, args.kv.row_bytes);
+    if constexpr (T::kCoded) s.scale_from_row[slot % T::kKeyRing] = ScaleFromRow(args.kv, slot);
+  }
 }
 
 // Starts to load what lies `offset` bytes after the keys of a tile's slots; slots that are not there are zero.
@@ -214,11 +237,10 @@ KVASIR_DEVICE void MaskScores(const AttentionArgs& args, const TileState<T>& sta
   }
 }
 
-// Scores to weights, with the tile's largest score of each row; rescales what was summed before.
+// Scores to weights, with the tile's largest score of each row. What was summed before is to be rescaled.
 template <typename T>
 KVASIR_DEVICE void Weigh(const float (&scale)[2], const float (&largest)[2], const float (&score)[T::kSlotBlocks][4],
-                         TileState<T>& state, uint32_t (&weight)[T::kSlotBlocks][2]) {
-  float rescale[2];
+                         TileState<T>& state, uint32_t (&weight)[T::kSlotBlocks][2], float (&rescale)[2]) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const float m = fmaxf(state.m[r], ceilf(largest[r])), subtrahend = Subtrahend(m);
@@ -230,6 +252,9 @@ KVASIR_DEVICE void Weigh(const float (&scale)[2], const float (&largest)[2], con
                                     Exp2(fmaf(score[n][2 * r + 1], scale[r], -subtrahend)));
     }
   }
+}
+template <typename T>
+KVASIR_DEVICE void Rescale(const float (&rescale)[2], TileState<T>& state) {
   if (Ballot(rescale[0] != 1 || rescale[1] != 1) == 0) return;
 #pragma unroll
   for (int e = 0; e < 4; ++e) {
@@ -243,20 +268,22 @@ KVASIR_DEVICE void Weigh(const float (&scale)[2], const float (&largest)[2], con
 }
 
 // Infinities and NaN among the values, which even a weight of 0 passes on: looks for them in a tile of which some rows do not see
-// every slot. A row that sees none of those slots must not be touched. All threads of the block; slots of the tile count from 0.
+// every slot. A row that sees none of those slots must not be touched. All threads that Sync; slots of the tile count from 0.
 template <typename T>
 KVASIR_DEVICE void FindUnfinite(const AttentionArgs& args, const uint16_t* v, typename T::Shared& s) {
   constexpr uint32_t kExponent = T::kType == DType::kBF16 ? 0x7f80u : 0x7c00u;
   if (threadIdx.x < 2) s.unfinite[threadIdx.x] = 0;
-  SyncBlock();
+  T::Sync();
+#pragma unroll 1
   for (int slot = WarpIndex(); slot < T::kSlots; slot += T::kThreads / kWarp) {
     bool found = false;
-    for (int j = Lane(); j < args.value_dim; j += kWarp) found |= (v[slot * T::kStride + j] & kExponent) == kExponent;
+#pragma unroll 1
+    for (int j = Lane(); j < args.value_dim; j += kWarp) found |= (v[T::ValueAt(slot, j)] & kExponent) == kExponent;
     if (Ballot(found) == 0 || Lane() > 0) continue;
     atomicMax(&s.unfinite[0], T::kSlots - slot);
     atomicMax(&s.unfinite[1], slot + 1);
   }
-  SyncBlock();
+  T::Sync();
 }
 // Two values, zero where they are not finite.
 template <DType kType>
@@ -267,7 +294,7 @@ KVASIR_DEVICE uint32_t OnlyFinite(uint32_t pair) {
   return pair;
 }
 
-// Adds what FindUnfinite has found to the rows that see it, whatever its weight, and makes it zero. All threads of the block.
+// Adds what FindUnfinite has found to the rows that see it, whatever its weight, and makes it zero. All threads that Sync.
 template <typename T>
 KVASIR_DEVICE void TakeUnfinite(uint16_t* v, int tile, const typename T::Shared& s, TileState<T>& state) {
 #pragma unroll 1
@@ -278,7 +305,7 @@ KVASIR_DEVICE void TakeUnfinite(uint16_t* v, int tile, const typename T::Shared&
 #pragma unroll
     for (int i = 0; i < 2 * T::kValueBlocks; ++i) {
       const int column = state.ValueColumn(i / 2) + i % 2 * 8 + Lane() % 4 * 2;
-      const uint32_t pair = *reinterpret_cast<const uint32_t*>(v + slot * T::kStride + column);
+      const uint32_t pair = *reinterpret_cast<const uint32_t*>(v + T::ValueAt(slot, column));
       const uint32_t rest = pair ^ OnlyFinite<T::kType>(pair);
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
@@ -288,12 +315,13 @@ KVASIR_DEVICE void TakeUnfinite(uint16_t* v, int tile, const typename T::Shared&
       if (i % 4 == 3) SyncWarp();  // as in EndSplit
     }
   }
-  SyncBlock();
+  T::Sync();
+#pragma unroll 1
   for (int i = int(threadIdx.x); i < T::kSlots * T::kValueDim / 2; i += T::kThreads) {
-    auto* const pair = reinterpret_cast<uint32_t*>(v + i / (T::kValueDim / 2) * T::kStride) + i % (T::kValueDim / 2);
+    auto* const pair = reinterpret_cast<uint32_t*>(v + T::ValueAt(i / (T::kValueDim / 2), i % (T::kValueDim / 2) * 2));
     *pair = OnlyFinite<T::kType>(*pair);
   }
-  SyncBlock();
+  T::Sync();
 }
 
 // Weights of 16 slots as the left factor. They are the thread's own, or all of the row in s.p.
@@ -312,13 +340,12 @@ KVASIR_DEVICE void LoadWeights(int k, const uint32_t (&weight)[T::kSlotBlocks][2
 template <typename T>
 KVASIR_DEVICE void AddValues(const uint16_t* v, const uint32_t (&weight)[T::kSlotBlocks][2], const typename T::Shared& s,
                              TileState<T>& state) {
-  constexpr uint32_t kOnes = T::kType == DType::kBF16 ? 0x3f803f80u : 0x3c003c00u;
   const uint16_t* const v_row = v + (Lane() % 16) * T::kStride + Lane() / 16 * 8;
 #pragma unroll(T::kLatent ? 1 : T::kSlots / 16)
   for (int k = 0; k < T::kSlots / 16; ++k) {
     uint32_t a[4];
     LoadWeights<T>(k, weight, s, state, a);
-    Mma<T::kType>(state.l, a, {kOnes, kOnes});
+    Mma<T::kType>(state.l, a, {kOnes<T::kType>, kOnes<T::kType>});
 #pragma unroll
     for (int i = 0; i < T::kValueBlocks; ++i) {
       uint32_t b[4];
@@ -347,11 +374,11 @@ KVASIR_DEVICE void EndSplit(const AttentionArgs& args, const UnitView& view, boo
     finish[r] = {1, 1};
     if (row >= view.unit.count) continue;
     if (whole) {
-      out[r] = args.out + view.QueryRow(args, row) * args.value_dim;
+      out[r] = args.out + view.template QueryRow<!T::kLatent>(args, row) * args.value_dim;
       fold[r] = Fold(folded[r], m, l);
       if (last) finish[r] = Finish(args, folded[r], view.head * args.group + (view.unit.first + row) % args.group);
     } else {
-      const int64_t partial = view.PartialRow(args, row, view.unit.ordinal);
+      const int64_t partial = view.template PartialRow<!T::kLatent>(args, row, view.unit.ordinal);
       out[r] = args.partials + partial * args.partial_width;
       if (state.column == 0 && Lane() % 4 == 0) {
         args.partial_sums[2 * partial] = m;
@@ -396,11 +423,11 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) TileKernel(AttentionA
   constexpr int kStages = T::kStages;
   KVASIR_SHARED(typename T::Shared, s);
   WaitForPreviousKernel();
-  if (threadIdx.x == 0) s.view = ViewUnit(args, args.units[blockIdx.x], int(blockIdx.y));
+  if (threadIdx.x == 0) s.view = ViewUnit<!T::kLatent>(args, args.units[blockIdx.x], int(blockIdx.y));
   SyncBlock();
   const UnitView& view = s.view;
   if (view.begin >= view.end) return;
-  const bool keys_only = T::kLatent || args.kv.value_dim > 0;  // values are in the tile of keys
+  const bool keys_only = T::kLatent || (!T::kCoded && args.kv.value_dim > 0);  // values are in the tile of keys
   const int first_tile = view.begin / T::kSlots * T::kSlots, num_tiles = (view.end - first_tile + T::kSlots - 1) / T::kSlots;
   const int first_chunk = view.begin / T::kChunk * T::kChunk;
   FindKeys<T>(args, view, first_chunk, s);
@@ -409,12 +436,19 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) TileKernel(AttentionA
   // Copies in order: keys 0, values 0, keys 1, ... Keys of tile t + kStages are asked for when those of t have been used, values
   // a tile later; with keys only they go the way of the values.
   const auto load_keys = [&](int t, bool now) {
-    if (now && t < num_tiles) LoadTile<T>(args, view, first_tile + t * T::kSlots, 0, s.k[t % kStages], s);
+    if constexpr (T::kCoded) {
+      if (t < num_tiles) LoadCodes<T>(args, view, first_tile + t * T::kSlots, 0, t % kStages, s);
+    } else {
+      if (now && t < num_tiles) LoadTile<T>(args, view, first_tile + t * T::kSlots, 0, s.k[t % kStages], s);
+    }
     CommitCopies();
   };
   const auto load_values = [&](int t) {
     if constexpr (T::kLatent) {
       load_keys(t, true);
+    } else if constexpr (T::kCoded) {
+      if (t < num_tiles) LoadCodes<T>(args, view, first_tile + t * T::kSlots, 1, t % kStages, s);
+      CommitCopies();
     } else {
       if (keys_only) return load_keys(t, true);
       if (t < num_tiles) LoadTile<T>(args, view, first_tile + t * T::kSlots, args.kv.page_bytes, s.v[t % kStages], s);
@@ -427,6 +461,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) TileKernel(AttentionA
     if (t + 1 < kStages) load_values(t);
   }
   LoadQueries<T>(args, view, s);
+  PadKeys<T>(args.kv.head_dim, s);
   TileState<T> state;
   state.Reset();
   state.row = WarpIndex() / T::kColumnWarps * 16 + Lane() / 4;
@@ -434,7 +469,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) TileKernel(AttentionA
 
   bool first = true;
   for (int t = 0; t < num_tiles; ++t) {
-    const int tile = first_tile + t * T::kSlots, stage = t % kStages;
+    const int tile = first_tile + t * T::kSlots, stage = t % kStages, tile_stage = T::kCoded ? 0 : stage;
     if (kStages == 1 && keys_only) {
       SyncBlock();
       load_values(t);
@@ -444,14 +479,14 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) TileKernel(AttentionA
     } else {
       WaitCopies<2 * kStages - 2>();
     }
+    if constexpr (T::kCoded) DecodeTile<T>(args, view, tile, 0, stage, s.k[0], s);
     SyncBlock();
     if (t > 0 && tile % T::kChunk == 0) FindKeys<T>(args, view, tile + T::kChunk, s);
     if (kStages > 1 || !keys_only) load_values(t + kStages - 1);
-    float score[T::kSlotBlocks][4], scale[2], largest[2];
+    float score[T::kSlotBlocks][4], scale[2], largest[2], rescale[2];
     uint32_t weight[T::kSlotBlocks][2];
-    TileScores<T>(args, state, s.k[stage], s, score);
-    const bool masked = tile < view.all_begin || tile + T::kSlots > view.all_end;
-    MaskScores<T>(args, state, masked, tile, s, scale, largest, score);
+    TileScores<T>(args, state, s.k[tile_stage], s, score);
+    MaskScores<T>(args, state, view.Masked(tile, T::kSlots), tile, s, scale, largest, score);
     if (T::kColumnWarps > 1 && Lane() % 4 == 0) {
       s.max[state.column][state.row] = largest[0];
       s.max[state.column][state.row + 8] = largest[1];
@@ -461,16 +496,18 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) TileKernel(AttentionA
 #pragma unroll
     for (int i = 0; i < T::kColumnWarps && T::kColumnWarps > 1; ++i)
       for (int r = 0; r < 2; ++r) largest[r] = fmaxf(largest[r], s.max[i][state.row + 8 * r]);
-    Weigh<T>(scale, largest, score, state, weight);
+    Weigh<T>(scale, largest, score, state, weight, rescale);
+    Rescale<T>(rescale, state);
     if (T::kColumnWarps > 1) {
       const int column = state.column * 8 * T::kSlotBlocks + Lane() % 4 * 2;
       for (int i = 0; i < 2 * T::kSlotBlocks; ++i)
         *reinterpret_cast<uint32_t*>(&s.p[state.row + i % 2 * 8][column + i / 2 * 8]) = weight[i / 2][i % 2];
     }
     if (!keys_only) WaitCopies<2 * kStages - 1>();
+    if constexpr (T::kCoded) DecodeTile<T>(args, view, tile, 1, stage, s.v[0], s);
     SyncBlock();
-    uint16_t* const values = keys_only ? &s.k[stage][0][0] : &s.v[T::kLatent ? 0 : stage][0][0];
-    const bool mixed = masked && (Max(tile, view.begin) < view.all_begin || Min(tile + T::kSlots, view.end) > view.all_end);
+    uint16_t* const values = keys_only ? &s.k[tile_stage][0][0] : &s.v[T::kLatent ? 0 : tile_stage][0][0];
+    const bool mixed = view.Mixed(tile, T::kSlots);
     if (mixed) FindUnfinite<T>(args, values, s);
     if (mixed && s.unfinite[1] > 0) TakeUnfinite<T>(values, tile, s, state);
     AddValues<T>(values, weight, s, state);
@@ -509,6 +546,27 @@ void LaunchTiles(CudaContext& context, const AttentionArgs& args, bool tall, int
          : StartTiles<TileShape<kType, 64, 1, 4, 3>>(context, args, num_units);
   }
   context.CheckLaunch("attention on tensor cores");
+}
+
+template <KvQuant kQuant>
+void LaunchCodedTiles(CudaContext& context, const AttentionArgs& args, bool tall, int num_units) {
+  constexpr DType kType = DType::kF16;
+  const int d = args.kv.head_dim;
+  KVASIR_CHECK(d <= 256 && args.kv.value_dim == 0, "no attention for {} of {} as codes", d, args.kv.value_dim);
+  if (d > 192) {
+    tall ? StartTiles<TileShape<kType, 256, 4, 1, 1, kQuant>>(context, args, num_units)
+         : StartTiles<TileShape<kType, 256, 1, 4, 2, kQuant>>(context, args, num_units);
+  } else if (d > 128) {
+    tall ? StartTiles<TileShape<kType, 192, 4, 1, 1, kQuant>>(context, args, num_units)
+         : StartTiles<TileShape<kType, 192, 1, 4, 2, kQuant>>(context, args, num_units);
+  } else if (d > 64) {
+    tall ? StartTiles<TileShape<kType, 128, 4, 1, 1, kQuant>>(context, args, num_units)
+         : StartTiles<TileShape<kType, 128, 1, 4, 3, kQuant>>(context, args, num_units);
+  } else {
+    tall ? StartTiles<TileShape<kType, 64, 4, 1, 1, kQuant>>(context, args, num_units)
+         : StartTiles<TileShape<kType, 64, 1, 4, 3, kQuant>>(context, args, num_units);
+  }
+  context.CheckLaunch("attention over quantised KV");
 }
 
 }  // namespace kvasir::gpu

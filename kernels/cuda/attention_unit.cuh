@@ -56,17 +56,33 @@ struct UnitView {
   int all_begin = 0;       // from here ..
   int all_end = 0;         // .. to here every row of the tile sees every slot
 
+  // Of a tile's slots: whether some row does not see one of them; and whether that is one that another row sees.
+  KVASIR_DEVICE bool Masked(int tile, int slots) const { return tile < all_begin || tile + slots > all_end; }
+  KVASIR_DEVICE bool Mixed(int tile, int slots) const {
+    return Masked(tile, slots) && (Max(tile, begin) < all_begin || Min(tile + slots, end) > all_end);
+  }
   // Whether the unit's result is the row's, with nothing to be merged.
   KVASIR_DEVICE bool Whole() const { return unit.splits != 1 || num_splits == 1; }
+  // kMembers: units may be shared; kernels whose units never are have the registers for something else.
+  template <bool kMembers>
   KVASIR_DEVICE int64_t QueryRow(const AttentionArgs& args, int row) const {  // among [rows, num_q_heads]
+    if (kMembers && unit.member >= 0) {
+      return int64_t(args.members[unit.member + row / args.group].row) * args.num_q_heads + head * args.group + row % args.group;
+    }
     const int packed = unit.first + row;
     return int64_t(unit.slice.first_row + packed / args.group) * args.num_q_heads + head * args.group + packed % args.group;
   }
+  template <bool kMembers>
   KVASIR_DEVICE int64_t PartialRow(const AttentionArgs& args, int row, int ordinal) const {
+    if (kMembers && unit.member >= 0) {  // a tile of its own has the query heads of one row
+      const int64_t first = args.members[unit.member + row / args.group].partial + int64_t(ordinal) * args.group;
+      return head * args.partial_rows + first + row % args.group;
+    }
     return head * args.partial_rows + unit.partial + int64_t(ordinal) * unit.count + row;
   }
 };
 
+template <bool kMembers>
 KVASIR_DEVICE UnitView ViewUnit(const AttentionArgs& args, const AttentionUnit& unit, int head) {
   UnitView view;
   view.unit = unit;
@@ -79,6 +95,13 @@ KVASIR_DEVICE UnitView ViewUnit(const AttentionArgs& args, const AttentionUnit& 
     view.run.entries = slice.entries;
     view.run.num_slots = slice.num_slots;
     view.run.k_offset = (int64_t(args.layer) * args.kv.num_kv_heads + head) * args.kv.pages_per_head * args.kv.page_bytes;
+  }
+  if (kMembers && unit.member >= 0) {  // a split that all see whole
+    view.first_split = unit.ordinal;
+    view.num_splits = 2;  // among others
+    view.begin = unit.ordinal * args.split_slots;
+    view.end = view.all_end = view.begin + args.split_slots;
+    return view;
   }
   const SlotRange first = RowSlots(args, unit, view.run.num_slots, 0);
   const SlotRange last = RowSlots(args, unit, view.run.num_slots, unit.count - 1);

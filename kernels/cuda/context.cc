@@ -1,7 +1,10 @@
 #include "kernels/cuda/context.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
+
+#include "kernels/cuda/launch.h"
 
 namespace kvasir {
 namespace {
@@ -10,6 +13,11 @@ constexpr size_t kFirstSegmentBytes = size_t{1} << 20;
 
 double Gigabytes(size_t bytes) {
   return double(bytes) / 1e9;
+}
+
+bool IsAskedFor(const char* variable) {
+  const char* const value = std::getenv(variable);
+  return value != nullptr && std::string_view(value) == "1";
 }
 
 }  // namespace
@@ -37,6 +45,10 @@ StatusOr<std::unique_ptr<CudaContext>> CudaContext::Create(int index) {
   context->multiprocessors_ = properties.multiProcessorCount;
   context->total_bytes_ = properties.totalGlobalMem;
   context->shared_bytes_ = properties.sharedMemPerBlockOptin;
+  // Until they have run on a GPU only who asks for them gets the kernels for Hopper, and kernels that start ahead.
+  context->warpgroups_ = context->architecture_ == 90 && IsAskedFor("KVASIR_CUDA_HOPPER");
+  launch_ahead = context->architecture_ >= 90 && IsAskedFor("KVASIR_CUDA_LAUNCH_AHEAD");
+  if (context->warpgroups_) context->name_ += ", with kernels for Hopper";
   constexpr int kOldest = 80;  // bfloat16 tensor cores and asynchronous copies
   if (context->architecture_ < kOldest) {
     return Unavailable(
@@ -46,6 +58,8 @@ StatusOr<std::unique_ptr<CudaContext>> CudaContext::Create(int index) {
   }
   context->Check(cudaStreamCreateWithFlags(&context->stream_, cudaStreamNonBlocking), "making the compute stream");
   context->Check(cudaStreamCreateWithFlags(&context->copy_stream_, cudaStreamNonBlocking), "making a stream for copies");
+  for (cudaEvent_t* event : {&context->forked_, &context->copied_})
+    context->Check(cudaEventCreateWithFlags(event, cudaEventDisableTiming), "making an event");
   for (Ring* ring : {&context->op_ring_, &context->step_ring_})
     if (context->status().ok()) context->MakeRing(*ring, kFirstSegmentBytes);
   KVASIR_RETURN_IF_ERROR(context->status());
@@ -54,6 +68,9 @@ StatusOr<std::unique_ptr<CudaContext>> CudaContext::Create(int index) {
 
 CudaContext::~CudaContext() {
   if (stream_ != nullptr) cudaStreamSynchronize(stream_);
+  if (copy_stream_ != nullptr) cudaStreamSynchronize(copy_stream_);
+  for (cudaEvent_t event : {forked_, copied_})
+    if (event != nullptr) cudaEventDestroy(event);
   for (Ring& ring : outgrown_) FreeRing(ring);
   FreeRing(op_ring_);
   FreeRing(step_ring_);
@@ -77,6 +94,7 @@ bool CudaContext::Check(cudaError_t error, std::string_view what) {
 
 Status CudaContext::Synchronize() {
   if (status_.ok()) Check(cudaStreamSynchronize(stream_), "waiting for the device");
+  if (status_.ok() && copies_beside_) Check(cudaStreamSynchronize(copy_stream_), "waiting for copies");
   for (Ring& ring : outgrown_) FreeRing(ring);
   outgrown_.clear();
   return status_;
@@ -108,7 +126,26 @@ void CudaContext::Free(void* buffer) {
   KVASIR_CHECK(it != allocations_.end(), "freeing {}, which is not an allocation of this device", buffer);
   allocations_.erase(it);
   cudaStreamSynchronize(stream_);  // kernels may still read it
+  cudaStreamSynchronize(copy_stream_);
   Check(cudaFree(buffer), "freeing memory");
+}
+
+void CudaContext::CopyBlocks(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, bool beside) {
+  if (bytes == 0 || !status_.ok()) return;
+  Check(cudaMemcpyAsync(to, from, bytes, kind, beside ? copy_stream_ : stream_), "copying blocks");
+  copies_beside_ = copies_beside_ || beside;
+}
+
+void CudaContext::Fork() {
+  if (!status_.ok()) return;
+  Check(cudaEventRecord(forked_, stream_), "recording an event");
+  Check(cudaStreamWaitEvent(copy_stream_, forked_), "waiting for the compute stream");
+}
+
+void CudaContext::Join() {
+  if (!status_.ok() || !std::exchange(copies_beside_, false)) return;
+  Check(cudaEventRecord(copied_, copy_stream_), "recording an event");
+  Check(cudaStreamWaitEvent(stream_, copied_), "waiting for copies");
 }
 
 StatusOr<void*> CudaContext::AllocateHost(size_t bytes, std::string_view what) {
@@ -129,6 +166,7 @@ void CudaContext::FreeHost(void* memory) {
   if (memory == nullptr) return;
   KVASIR_CHECK(host_allocations_.erase(memory) == 1, "freeing {}, which is not host memory of this device", memory);
   cudaStreamSynchronize(stream_);  // copies may be under way
+  cudaStreamSynchronize(copy_stream_);
   Check(cudaFreeHost(memory), "freeing host memory");
 }
 

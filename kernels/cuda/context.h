@@ -34,6 +34,7 @@ class CudaContext {
   const std::string& name() const { return name_; }  // "NVIDIA H200, sm_90"
   int multiprocessors() const { return multiprocessors_; }
   int architecture() const { return architecture_; }         // 90 for sm_90
+  bool warpgroups() const { return warpgroups_; }            // kernels of hopper.cuh are used
   size_t total_bytes() const { return total_bytes_; }        // of memory
   size_t shared_per_block() const { return shared_bytes_; }  // the most a block may ask for
 
@@ -48,6 +49,11 @@ class CudaContext {
   StatusOr<void*> Allocate(size_t bytes, std::string_view what);
   void Free(void* buffer);
   size_t Available() const;
+  // A copy in the order of the compute stream, or beside it: on a stream of its own that goes on from where Fork was called, and
+  // that the compute stream waits for at Join.
+  void CopyBlocks(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, bool beside);
+  void Fork();
+  void Join();
   // Pinned memory of the host.
   StatusOr<void*> AllocateHost(size_t bytes, std::string_view what);
   void FreeHost(void* memory);
@@ -78,9 +84,9 @@ class CudaContext {
   // Copies device memory back and waits.
   void Download(void* host, const void* device, size_t bytes);
 
-  // Device memory for the op being computed, kept and grown to the largest ever asked for. One buffer for each use: those of one
-  // op that live at the same time must differ.
-  enum class Scratch : uint8_t { kInputs, kScales, kPartials, kRows, kExperts, kExpertIds, kSample, kCount };
+  // Device memory for the op being computed (kStepUnits: for the step), kept and grown to the largest ever asked for. One buffer
+  // for each use: those of one op that live at the same time must differ.
+  enum class Scratch : uint8_t { kInputs, kScales, kPartials, kRows, kExperts, kExpertIds, kSample, kUnits, kStepUnits, kCount };
   template <typename T>
   T* Temporary(Scratch use, size_t count) {
     return static_cast<T*>(TemporaryBytes(use, count * sizeof(T)));
@@ -113,10 +119,13 @@ class CudaContext {
 
   std::string name_;
   cudaStream_t stream_ = nullptr, copy_stream_ = nullptr;
+  cudaEvent_t forked_ = nullptr, copied_ = nullptr;
+  bool copies_beside_ = false;  // since the last Join
   bool recording_ = false, spoiled_ = false;
   uint64_t generation_ = 0;
   std::map<std::string, void*> kept_;  // KeepBytes: content and where it is
   int multiprocessors_ = 0, architecture_ = 0;
+  bool warpgroups_ = false;
   size_t shared_bytes_ = 0, total_bytes_ = 0;
   Status status_ = OkStatus();
   Ring op_ring_, step_ring_ = {.of_steps = true};

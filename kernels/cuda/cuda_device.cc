@@ -44,16 +44,23 @@ void CudaDevice::FreeHost(void* memory) {
   context_->FreeHost(memory);
 }
 void CudaDevice::CopyIn(void* dst, const void* host, size_t bytes) {
-  if (!context_->status().ok()) return;
-  context_->Check(cudaMemcpyAsync(dst, host, bytes, cudaMemcpyHostToDevice, context_->stream()), "copying blocks from the host");
+  context_->CopyBlocks(dst, host, bytes, cudaMemcpyHostToDevice, beside_);
 }
 void CudaDevice::CopyOut(void* host, const void* src, size_t bytes) {
-  if (!context_->status().ok()) return;
-  context_->Check(cudaMemcpyAsync(host, src, bytes, cudaMemcpyDeviceToHost, context_->stream()), "copying blocks to the host");
+  context_->CopyBlocks(host, src, bytes, cudaMemcpyDeviceToHost, beside_);
+}
+void CudaDevice::StartBeside() {
+  context_->Fork();
+  beside_ = true;
+}
+void CudaDevice::EndBeside() {
+  beside_ = false;
+}
+void CudaDevice::JoinBeside() {
+  context_->Join();
 }
 void CudaDevice::CopyOnDevice(void* dst, const void* src, size_t bytes) {
-  if (bytes == 0) return;
-  context_->Check(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, context_->stream()), "copying on the device");
+  context_->CopyBlocks(dst, src, bytes, cudaMemcpyDeviceToDevice, beside_);
 }
 Status CudaDevice::Synchronize() {
   return context_->Synchronize();

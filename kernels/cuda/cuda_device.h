@@ -28,6 +28,9 @@ class CudaDevice final : public Device {
   void FreeHost(void* memory) override;
   void CopyIn(void* dst, const void* host, size_t bytes) override;
   void CopyOut(void* host, const void* src, size_t bytes) override;
+  void StartBeside() override;
+  void EndBeside() override;
+  void JoinBeside() override;
   void CopyOnDevice(void* dst, const void* src, size_t bytes) override;
   Status Synchronize() override;
   bool RunsAhead() const override { return true; }
@@ -35,7 +38,8 @@ class CudaDevice final : public Device {
   Status FinishResults() override;
   StepPlan StartStep(const StepInput& input, int max_rows) override;
   bool FinishStep() override;
-  int64_t replayed_steps() const { return graphs_.replayed(); }  // started as a recorded graph
+  int64_t replayed_steps() const { return graphs_.replayed(); }       // started as a recorded graph
+  size_t uploaded_bytes() const { return tables_.uploaded_bytes(); }  // for the step that was started last
 
   StatusOr<Weight> PackLinear(std::span<const HostMatrix> parts, DType dtype, QuantFormat quant) override;
   StatusOr<Weight> PackEmbedding(const HostMatrix& table, DType dtype) override;
@@ -77,6 +81,7 @@ class CudaDevice final : public Device {
   StepResults results_;
   StepTables tables_;
   StepGraphs graphs_;
+  bool beside_ = false;  // copies of blocks go beside
 };
 
 }  // namespace kvasir

@@ -39,6 +39,7 @@ struct Walk {
 // One thread for each channel of a text: the inputs it sees lie in registers.
 __global__ void ConvKernel(StepKv step, const float* in, int64_t in_stride, const float* weight, int kernel, int64_t channels,
                            int64_t state_at, int layer, float* out) {
+  gpu::WaitForPreviousKernel();
   const int64_t c = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (c >= channels) return;
   const Walk walk(step, int(blockIdx.y));
@@ -77,6 +78,7 @@ __global__ void ConvKernel(StepKv step, const float* in, int64_t in_stride, cons
 // qk [rows, 2, key_heads, padded]: q, then k; elements from key_dim to padded are zero.
 __global__ void NormalizeKernel(const float* qkv, int64_t channels, int key_heads, int key_dim, int padded, int64_t count,
                                 float* qk) {
+  gpu::WaitForPreviousKernel();
   const int64_t item = int64_t(blockIdx.x) * (blockDim.x / gpu::kWarp) + gpu::WarpIndex();  // [row, q or k, head]
   if (item >= count) return;                                                                // a whole warp
   const int64_t row = item / (2 * key_heads), vector = item % (2 * key_heads);
@@ -91,6 +93,7 @@ __global__ void NormalizeKernel(const float* qkv, int64_t channels, int key_head
 // [rows, value_heads]: decay and beta.
 __global__ void GatesKernel(const float* gates, int64_t gate_stride, const float* a_log, const float* dt_bias, int value_heads,
                             int64_t count, float2* out) {
+  gpu::WaitForPreviousKernel();
   const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= count) return;
   const int64_t row = i / value_heads;
@@ -111,6 +114,7 @@ constexpr int DeltaLanes(int key_dim) {
 template <int kKeyDim>
 __global__ void __launch_bounds__(kDeltaThreads)
     DeltaKernel(StepKv step, const float* qkv, const float* qk, const float2* gates, DeltaNet net, int layer, float* out) {
+  gpu::WaitForPreviousKernel();
   constexpr int kLanes = DeltaLanes(kKeyDim), kStride = 4 * kLanes, kParts = kKeyDim / kStride;  // parts of four rows
   const int part = int(threadIdx.x) % kLanes, h = int(blockIdx.y);
   const int column = int(blockIdx.x) * (kDeltaThreads / kLanes) + int(threadIdx.x) / kLanes;

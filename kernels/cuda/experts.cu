@@ -24,6 +24,7 @@ struct ExpertOrder {
 
 // A warp for each expert.
 __global__ void CountKernel(const int32_t* ids, int pairs, int experts, ExpertOrder order) {
+  gpu::WaitForPreviousKernel();
   const int e = int(blockIdx.x) * kWarps + gpu::WarpIndex();
   if (e >= experts) return;  // a whole warp
   int count = 0;
@@ -38,6 +39,7 @@ __global__ void CountKernel(const int32_t* ids, int pairs, int experts, ExpertOr
 __global__ void PlaceKernel(const int32_t* ids, int pairs, int top_k, int experts, ExpertOrder order, LinearTask* up,
                             LinearTask* down, const LinearTask* weights, float* up_out, int64_t up_width, float* down_out,
                             int64_t down_width) {
+  gpu::WaitForPreviousKernel();
   const int e = int(blockIdx.x) * kWarps + gpu::WarpIndex();
   if (e >= experts) return;  // a whole warp
   int tiles = 0;
@@ -70,6 +72,7 @@ __global__ void PlaceKernel(const int32_t* ids, int pairs, int top_k, int expert
 // out[row] = sum over the row's experts, by rising id, of weight * down[slot]
 __global__ void CombineKernel(const int32_t* ids, const float* weights, const int32_t* slots, int top_k, const float* down,
                               int width, float* out) {
+  gpu::WaitForPreviousKernel();
   const int64_t row = blockIdx.x;
   for (int j = int(blockIdx.y * blockDim.x + threadIdx.x); j < width; j += int(gridDim.y * blockDim.x)) {
     float sum = 0;
@@ -93,6 +96,7 @@ __global__ void CombineKernel(const int32_t* ids, const float* weights, const in
 // One expert after another over all its rows is what small models in tests can afford: the rows are gathered, and CudaLinear is
 // used as it is.
 __global__ void GatherSlotsKernel(const float* in, const int32_t* rows_of, int64_t width, float* out) {
+  gpu::WaitForPreviousKernel();
   const int row = rows_of[blockIdx.x];
   for (int64_t j = threadIdx.x; j < width; j += blockDim.x) out[blockIdx.x * width + j] = row < 0 ? 0 : in[row * width + j];
 }

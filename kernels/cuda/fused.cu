@@ -29,6 +29,7 @@ bool InFours(int64_t width, Pointers... pointers) {
 // out[i, :] = table[ids[i], :] * scale
 template <typename Bits>
 __global__ void EmbedKernel(const Bits* table, bool half, const int32_t* ids, int64_t width, float scale, float* out) {
+  gpu::WaitForPreviousKernel();
   const Bits* const row = table + int64_t{ids[blockIdx.x]} * width;
   for (int64_t j = int64_t(blockIdx.y) * blockDim.x + threadIdx.x; j < width; j += int64_t(gridDim.y) * blockDim.x) {
     float value;
@@ -42,6 +43,7 @@ __global__ void EmbedKernel(const Bits* table, bool half, const int32_t* ids, in
 }
 
 __global__ void GatherKernel(const float* in, const int32_t* rows, int64_t width, float* out) {
+  gpu::WaitForPreviousKernel();
   const float* const from = in + int64_t{rows[blockIdx.x]} * width;
   for (int64_t j = int64_t(blockIdx.y) * blockDim.x + threadIdx.x; j < width; j += int64_t(gridDim.y) * blockDim.x)
     out[int64_t(blockIdx.x) * width + j] = from[j];
@@ -119,6 +121,7 @@ KVASIR_DEVICE void NormVector(const float* x, float* out, int width, const NormS
 template <int kWide>
 __global__ void __launch_bounds__(kThreads)
     AddNormKernel(float* residual, const float* delta, float scale, NormSpec norm, int width, float* out) {
+  gpu::WaitForPreviousKernel();
   KVASIR_SHARED(WarpSums, shared);
   float* const row = residual + int64_t(blockIdx.x) * width;
   if (delta != nullptr) {
@@ -140,6 +143,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // A warp for each slice of a row: heads are narrow.
 __global__ void NormSlicesKernel(float* data, Slices slices, NormSpec norm, bool weights_shared, int64_t count) {
+  gpu::WaitForPreviousKernel();
   const int64_t item = int64_t(blockIdx.x) * (blockDim.x / gpu::kWarp) + gpu::WarpIndex();
   if (item >= count) return;  // a whole warp
   const int64_t row = item / slices.groups;
@@ -155,6 +159,7 @@ __global__ void NormSlicesKernel(float* data, Slices slices, NormSpec norm, bool
 // --- slices ---------------------------------------------------------------------------------------------------------------
 
 __global__ void CopySlicesKernel(const float* in, Slices from, float* out, Slices to) {
+  gpu::WaitForPreviousKernel();
   const float* const source = in + int64_t(blockIdx.x) * from.stride + from.offset;
   float* const target = out + int64_t(blockIdx.x) * to.stride + to.offset;
   for (int i = int(blockIdx.y * blockDim.x + threadIdx.x); i < from.groups * from.width; i += int(gridDim.y * blockDim.x)) {
@@ -164,6 +169,7 @@ __global__ void CopySlicesKernel(const float* in, Slices from, float* out, Slice
 }
 
 __global__ void RotateSlicesKernel(float* data, Slices slices, const int32_t* positions, RopeTable rope) {
+  gpu::WaitForPreviousKernel();
   const int half = rope.rotary_dim / 2;
   const int64_t position = positions[blockIdx.x];
   float* const row = data + int64_t(blockIdx.x) * slices.stride + slices.offset;
@@ -219,17 +225,20 @@ KVASIR_DEVICE float Activated(const ActivationParams& activation, float x, float
 
 // Rows of `width`, a column of blocks for each: a grid can be much longer than it is high.
 __global__ void ActivateKernel(ActivationParams activation, bool gated, const float* in, int width, float* out) {
+  gpu::WaitForPreviousKernel();
   const float* const row = in + int64_t(blockIdx.x) * (gated ? 2 : 1) * width;
   for (int j = int(blockIdx.y * blockDim.x + threadIdx.x); j < width; j += int(gridDim.y * blockDim.x))
     out[int64_t(blockIdx.x) * width + j] = Activated(activation, row[j], gated ? row[width + j] : 1);
 }
 
 __global__ void AddKernel(float* residual, const float* delta, float scale, int64_t count) {
+  gpu::WaitForPreviousKernel();
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += int64_t(gridDim.x) * blockDim.x)
     residual[i] = fmaf(scale, delta[i], residual[i]);
 }
 
 __global__ void ScaleKernel(float* data, float scale, float softcap, int64_t count) {
+  gpu::WaitForPreviousKernel();
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += int64_t(gridDim.x) * blockDim.x) {
     const float x = __fmul_rn(scale, data[i]);
     data[i] = softcap > 0 ? softcap * tanhf(x / softcap) : x;
@@ -237,6 +246,7 @@ __global__ void ScaleKernel(float* data, float scale, float softcap, int64_t cou
 }
 
 __global__ void AddGatedKernel(float* residual, const float* in, const float* gate, int width) {
+  gpu::WaitForPreviousKernel();
   const float factor = Sigmoid(gate[blockIdx.x]);
   for (int j = int(blockIdx.y * blockDim.x + threadIdx.x); j < width; j += int(gridDim.y * blockDim.x)) {
     const int64_t at = int64_t(blockIdx.x) * width + j;
@@ -245,6 +255,7 @@ __global__ void AddGatedKernel(float* residual, const float* in, const float* ga
 }
 
 __global__ void MultiplyGateKernel(float* data, bool silu, const float* gate, int64_t gate_stride, int width) {
+  gpu::WaitForPreviousKernel();
   for (int j = int(blockIdx.y * blockDim.x + threadIdx.x); j < width; j += int(gridDim.y * blockDim.x)) {
     const float x = gate[int64_t(blockIdx.x) * gate_stride + j];
     data[int64_t(blockIdx.x) * width + j] *= (silu ? x : 1) / (1 + expf(-x));

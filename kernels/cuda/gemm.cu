@@ -27,6 +27,7 @@ struct PlainTask {
 __global__ void __launch_bounds__(kPlainThreads)
     PlainLinearKernel(PlainTask single, const PlainTask* tasks, int64_t rows, int64_t cols, int tokens, int64_t in_stride,
                       int64_t out_stride) {
+  gpu::WaitForPreviousKernel();
   KVASIR_SHARED(PlainShared, shared);
   const PlainTask task = tasks != nullptr ? tasks[blockIdx.z] : single;
   const int64_t row0 = int64_t(blockIdx.x) * kPlainRows;
@@ -77,8 +78,8 @@ const int32_t* OrderOf(const Weight& weight, const LinearLayout& layout) {
 
 void RunLinear(CudaContext& context, const LinearCall& call) {
   if (!context.status().ok()) return;
-  constexpr int kFew = 64;  // tokens: up to here weights are what is read
-  const bool many = (call.typical_tokens > 0 ? call.typical_tokens : call.max_tokens) > kFew;
+  if (call.warpgroups) return StartLinearHopper(context, call);
+  const bool many = (call.typical_tokens > 0 ? call.typical_tokens : call.max_tokens) > kFewTokens;
   switch (call.layout.format) {
     case LinearFormat::kF16:
     case LinearFormat::kBF16:
@@ -105,6 +106,7 @@ void CudaLinear(CudaContext& context, const float* in, int rows, const Weight& w
                     weight.rows);
   }
   call.single = {static_cast<const std::byte*>(weight.packed), biases, out, 0, rows};
+  call.warpgroups = context.warpgroups() && rows > kFewTokens && HopperTakes(call.layout.format);
   ConvertInputs(context, {.in = in, .stride = weight.cols, .tokens = rows}, OrderOf(weight, call.layout), call);
   RunLinear(context, call);
 }

@@ -16,6 +16,10 @@
 
 namespace kvasir {
 
+// Whether kernels may start before the one ahead of them in the stream is done (programmatic dependent launch, sm_90): they wait
+// for it by themselves (WaitForPreviousKernel), and what starting one costs is passed meanwhile. Set before kernels are started.
+inline bool launch_ahead = false;
+
 // Starts kernel(args...) on grid x block threads with `shared` bytes of shared memory. An error is kept by the runtime and seen
 // by CudaContext::CheckLaunch.
 template <typename... Params, typename... Args>
@@ -34,6 +38,11 @@ void Launch(void (*kernel)(Params...), dim3 grid, int block, size_t shared, cuda
   config.blockDim = dim3(block);
   config.dynamicSmemBytes = shared;
   config.stream = stream;
+  cudaLaunchAttribute ahead = {};
+  ahead.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  ahead.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &ahead;
+  config.numAttrs = launch_ahead ? 1 : 0;
   cudaLaunchKernelEx(&config, kernel, Params(args)...);
 #endif
 }

@@ -18,7 +18,7 @@ struct Conversion {
   float* scales;
   float* sums;
   float* factors;  // of tokens, float16 only
-  bool half, int4;
+  bool half, int4, warpgroups;
 };
 
 // The token's row, or nullptr where it is one of zeros. Tiles of the batch follow one another.
@@ -36,6 +36,7 @@ KVASIR_DEVICE float Input(const Conversion& c, const float* row, int64_t k) {
 
 // A power of two that brings a row into float16: 1 unless its largest value would become infinite. A warp for each token.
 __global__ void TokenFactorKernel(Conversion c, int64_t tokens) {
+  gpu::WaitForPreviousKernel();
   const int64_t token = int64_t(blockIdx.x) * kWarps + gpu::WarpIndex();
   if (token >= tokens) return;  // a whole warp
   const float* const row = RowOf(c, int(token / kTileTokens), int(token % kTileTokens));
@@ -52,6 +53,7 @@ __global__ void TokenFactorKernel(Conversion c, int64_t tokens) {
 
 // A warp for each tile of tokens and stage; lane (g, t) has token g.
 __global__ void ConvertFloatsKernel(Conversion c, int64_t items) {
+  gpu::WaitForPreviousKernel();
   const int64_t item = int64_t(blockIdx.x) * kWarps + gpu::WarpIndex();
   if (item >= items) return;  // a whole warp
   const int tile = int(item / c.stages), stage = int(item % c.stages), t = gpu::Lane() % 4;
@@ -65,6 +67,14 @@ __global__ void ConvertFloatsKernel(Conversion c, int64_t items) {
     const float low = Input(c, row, k) * factor, high = Input(c, row, k + 1) * factor;
     words[i] = c.half ? gpu::PackF16(low, high) : gpu::PackBf16(low, high);
   }
+  if (c.warpgroups) {
+    const int64_t block = tile / kBlockTiles, token = tile % kBlockTiles * kTileTokens + gpu::Lane() / 4;
+    constexpr int kRunWords = kBlockTiles * kTileTokens * 4;
+    uint32_t* const out = reinterpret_cast<uint32_t*>(c.out) + (block * c.stages + stage) * 8 * kRunWords + token * 4 + t;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) out[i * kRunWords] = words[i];
+    return;
+  }
   uint4* const out = c.out + item * 2 * gpu::kWarp + gpu::Lane();
   out[0] = make_uint4(words[0], words[1], words[2], words[3]);
   out[gpu::kWarp] = make_uint4(words[4], words[5], words[6], words[7]);
@@ -72,6 +82,7 @@ __global__ void ConvertFloatsKernel(Conversion c, int64_t items) {
 
 // As QuantizeBlock of quant.h, bit for bit: the four lanes of a token share its block.
 __global__ void QuantizeInputsKernel(Conversion c, int64_t items) {
+  gpu::WaitForPreviousKernel();
   const int64_t item = int64_t(blockIdx.x) * kWarps + gpu::WarpIndex();
   if (item >= items) return;  // a whole warp
   const int tile = int(item / c.stages), stage = int(item % c.stages), g = gpu::Lane() / 4, t = gpu::Lane() % 4;
@@ -128,10 +139,12 @@ int Blocks(int64_t count) {
 void ConvertInputs(CudaContext& context, const InputSource& source, const int32_t* order, LinearCall& call) {
   using Scratch = CudaContext::Scratch;
   const LinearLayout& layout = call.layout;
-  const int tiles = TokenTiles(source.tokens), all = tiles * source.batch + kSpareTiles;
+  const int tiles = TokenTiles(source.tokens);
+  const int all = call.warpgroups ? (tiles + kBlockTiles - 1) / kBlockTiles * kBlockTiles  // whole blocks
+                                  : tiles * source.batch + kSpareTiles;
   const bool integer = IsInteger(layout.format);
-  Conversion c = {source,  order,   layout.cols, layout.stages, layout.blocks, tiles,
-                  nullptr, nullptr, nullptr,     nullptr,       false,         false};
+  Conversion c = {source,  order,   layout.cols, layout.stages, layout.blocks, tiles,          nullptr,
+                  nullptr, nullptr, nullptr,     false,         false,         call.warpgroups};
   const size_t runs = size_t(all) * size_t(layout.stages) * size_t(InputRuns(layout.format)) * gpu::kWarp;
   c.out = context.Temporary<uint4>(Scratch::kInputs, runs);
   c.half = layout.format == LinearFormat::kF16;

@@ -242,6 +242,7 @@ struct FewShared {
 // way, and the block adds them in their order.
 template <LinearFormat kFormat, int T>
 __global__ void __launch_bounds__(kLinearThreads) FewTokensKernel(LinearCall call) {
+  gpu::WaitForPreviousKernel();
   constexpr int kRuns = WeightRuns(kFormat), kIn = InputRuns(kFormat), kOutputs = T * 128;
   KVASIR_SHARED(FewShared, shared);
   const LinearLayout& layout = call.layout;
@@ -316,6 +317,7 @@ struct ManyShared {
 
 template <LinearFormat kFormat, int R>
 __global__ void __launch_bounds__(kLinearThreads) ManyTokensKernel(LinearCall call) {
+  gpu::WaitForPreviousKernel();
   constexpr int kRuns = WeightRuns(kFormat), kIn = InputRuns(kFormat), kT = kManyTokenTiles / 4;
   using Shared = ManyShared<kFormat, R>;
   KVASIR_SHARED(Shared, shared);

@@ -23,6 +23,7 @@ namespace kvasir {
 enum class LinearFormat : uint8_t { kF32, kF16, kBF16, kInt8, kInt4, kFp8, kMxfp4 };
 
 inline constexpr int kTileRows = 16, kTileTokens = 8, kStageCols = 64, kChunkStages = 8;
+inline constexpr int kBlockTiles = 16;  // of tokens, of a block on warpgroups
 
 constexpr bool IsInteger(LinearFormat format) {
   return format == LinearFormat::kInt8 || format == LinearFormat::kInt4;
@@ -32,6 +33,7 @@ constexpr int WeightRuns(LinearFormat format) {
   if (format == LinearFormat::kInt4 || format == LinearFormat::kMxfp4) return 1;
   return format == LinearFormat::kInt8 || format == LinearFormat::kFp8 ? 2 : 4;
 }
+inline constexpr int kFewTokens = 64;  // up to here weights are what is read
 constexpr int InputRuns(LinearFormat format) {
   return IsInteger(format) ? 1 : 2;
 }
@@ -65,6 +67,9 @@ struct LinearCall {
   LinearTask single;
   const LinearTask* tasks = nullptr;  // on the device; nullptr: only `single`
   int num_tasks = 1;
+  // Chosen before activations are converted: for the kernel on warpgroups they lie, for each block of 128 tokens and stage, in
+  // eight runs of 8 inputs, in each 16 bytes of token after token.
+  bool warpgroups = false;
   int max_tokens = 0;      // of a task
   int typical_tokens = 0;  // of most tasks: chooses the kernel. 0 = max_tokens
 };
@@ -86,9 +91,14 @@ void ConvertInputs(CudaContext& context, const InputSource& source, const int32_
 // Runs the call; dispatches on format and max_tokens.
 void RunLinear(CudaContext& context, const LinearCall& call);
 
-// Kernels of the formats, in files of their own. `many`: for more than 64 tokens of a task.
+// Kernels of the formats, in files of their own. `many`: for more than kFewTokens of a task.
 void StartLinearFloat16(CudaContext& context, const LinearCall& call, bool many);
 void StartLinearInteger(CudaContext& context, const LinearCall& call, bool many);
 void StartLinearFloat8(CudaContext& context, const LinearCall& call, bool many);
+// One task, of a format that HopperTakes, on sm_90.
+constexpr bool HopperTakes(LinearFormat format) {
+  return format == LinearFormat::kBF16 || format == LinearFormat::kF16 || format == LinearFormat::kMxfp4;
+}
+void StartLinearHopper(CudaContext& context, const LinearCall& call);
 
 }  // namespace kvasir

@@ -14,6 +14,7 @@ KVASIR_DEVICE float LoadElement(const std::byte* data, DType dtype, int64_t inde
 }
 
 __global__ void ConvertElementsKernel(const std::byte* from, DType from_type, int64_t count, std::byte* to, DType to_type) {
+  gpu::WaitForPreviousKernel();
   const int64_t step = int64_t(gridDim.x) * blockDim.x;
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
     const float value = LoadElement(from, from_type, i);
@@ -28,6 +29,7 @@ __global__ void ConvertElementsKernel(const std::byte* from, DType from_type, in
 // writes one byte or one 16-bit value, made of the one or two inputs that share it.
 __global__ void PackRunsKernel(const std::byte* from, DType from_type, int64_t rows, int64_t row0, LinearLayout layout,
                                std::byte* to) {
+  gpu::WaitForPreviousKernel();
   const LinearFormat format = layout.format;
   const bool nibbles = format == LinearFormat::kInt4 || format == LinearFormat::kMxfp4;
   const int64_t items = nibbles ? int64_t{layout.stages} * kStageCols / 2 : layout.cols;  // of a row

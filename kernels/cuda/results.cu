@@ -13,6 +13,7 @@ constexpr int kThreads = 256;
 constexpr size_t kFirstPinnedBytes = size_t{64} << 10;
 
 __global__ void ResolveKernel(int32_t* ids, int count, const int32_t* tokens) {
+  gpu::WaitForPreviousKernel();
   const int i = int(blockIdx.x) * int(blockDim.x) + int(threadIdx.x);
   if (i < count && ids[i] < 0) ids[i] = tokens[~ids[i]];
 }

@@ -76,6 +76,7 @@ KVASIR_DEVICE Candidate Better(Candidate a, Candidate b) {
 // A warp for each row.
 __global__ void RouteKernel(const float* logits, int rows, MoeRouting routing, const float* correction, int32_t* ids,
                             float* weights) {
+  gpu::WaitForPreviousKernel();
   using Score = MoeRouting::Score;
   KVASIR_SHARED(RouteShared, shared);
   const int64_t at = int64_t(blockIdx.x) * kRowsPerBlock + gpu::WarpIndex();

@@ -317,6 +317,7 @@ KVASIR_DEVICE void FillLogprobs(const SampleSpec& spec, const SampleScan& scan, 
 
 __global__ void __launch_bounds__(kMaxThreads, 2) AnswerKernel(const SampleSpec* rows, SampleScan scan, SampleAnswer* answers,
                                                                SampleAlternative* alternatives, int32_t* tokens) {
+  gpu::WaitForPreviousKernel();
   KVASIR_SHARED(DrawShared, shared);
   const SampleSpec spec = rows[blockIdx.x];
   SampleAnswer answer = {spec.given != 0 ? spec.token : 0, 0, 0, 0};

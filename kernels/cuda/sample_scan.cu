@@ -38,6 +38,7 @@ struct WarpBests {
 
 // A block for each chunk of each item, a warp for each tile.
 __global__ void __launch_bounds__(kScanThreads) ScanKernel(const SampleItem* items, SampleScan scan) {
+  gpu::WaitForPreviousKernel();
   KVASIR_SHARED(WarpBests, shared);
   const int item = int(blockIdx.y), chunk = int(blockIdx.x), warps = int(blockDim.x) / gpu::kWarp;
   const float* const logits = items[item].logits;
@@ -70,6 +71,7 @@ __global__ void __launch_bounds__(kScanThreads) ScanKernel(const SampleItem* ite
 }
 
 __global__ void __launch_bounds__(kScanThreads) SumKernel(const SampleItem* items, SampleScan scan) {
+  gpu::WaitForPreviousKernel();
   KVASIR_SHARED(WarpBests, shared);
   const int item = int(blockIdx.y), chunk = int(blockIdx.x), warps = int(blockDim.x) / gpu::kWarp;
   const SampleItem at = items[item];
@@ -103,6 +105,7 @@ __global__ void __launch_bounds__(kScanThreads) SumKernel(const SampleItem* item
 // A block for each row. What several threads write at one time is the same value; a token's penalties are left to the one thread
 // that takes its count.
 __global__ void AdjustKernel(const SampleAdjust* rows, const int32_t* ids, const float* values, SampleScan scan) {
+  gpu::WaitForPreviousKernel();
   const SampleAdjust row = rows[blockIdx.x];
   const int first = int(threadIdx.x), step = int(blockDim.x);
   const float masked = __uint_as_float(0xff800000u);

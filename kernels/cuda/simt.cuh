@@ -6,6 +6,7 @@
 //  * use the wrappers below and plain C++; no inline PTX, no cooperative groups, no warp intrinsics of their own,
 //  * take shared memory by KVASIR_SHARED only, of a size given at launch,
 //  * call warp-wide functions with all lanes of the warp, and SyncBlock with all threads of the block,
+//  * begin with WaitForPreviousKernel, in every thread,
 //  * never wait for another block.
 // A sum whose order is part of the answer is written with explicit fused or unfused steps (fmaf, __fmul_rn, __fadd_rn): else the
 // compiler may contract it in one kernel and not in another.
@@ -54,16 +55,11 @@ KVASIR_DEVICE T Shuffle(T value, int lane) {
 KVASIR_DEVICE uint32_t Ballot(bool value) {
   return __ballot_sync(0xffffffffu, value);
 }
-// With programmatic launch a kernel may start before the one ahead of it in the stream is done: nothing that one wrote may be
-// read before this. Without it, nothing.
+// A kernel may start before the one ahead of it in the stream is done (launch_ahead): nothing that one wrote may be read, nor
+// anything written, before this.
 KVASIR_DEVICE void WaitForPreviousKernel() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-KVASIR_DEVICE void LetNextKernelStart() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;");
 #endif
 }
 
@@ -87,6 +83,40 @@ KVASIR_DEVICE float F16ToFloat(uint16_t bits) {
   asm("cvt.f32.f16 %0, %1;" : "=f"(out) : "h"(bits));
   return out;
 }
+// Both halves of two registers of 16-bit floats; each step is rounded.
+KVASIR_DEVICE uint32_t SubF16x2(uint32_t a, uint32_t b) {
+  uint32_t out;
+  asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
+  return out;
+}
+KVASIR_DEVICE uint32_t MulF16x2(uint32_t a, uint32_t b) {
+  uint32_t out;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
+  return out;
+}
+KVASIR_DEVICE uint32_t FmaF16x2(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t out;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(c));
+  return out;
+}
+// Bytes of a (0 .. 3) and b (4 .. 7), chosen by the hexadecimal digits of the selector, the lowest first.
+KVASIR_DEVICE uint32_t PermuteBytes(uint32_t a, uint32_t b, uint32_t selector) {
+  return __byte_perm(a, b, selector);
+}
+// Two E4M3 codes in the low bytes, exactly; NaN stays NaN.
+KVASIR_DEVICE uint32_t Fp8x2ToF16x2(uint32_t codes) {
+#if __CUDA_ARCH__ >= 890
+  uint32_t out;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(out) : "h"(uint16_t(codes)));
+  return out;
+#else
+  const uint32_t wide = __byte_perm(codes, 0, 0x1404);  // each code the high byte of its half
+  const uint32_t out = MulF16x2((wide & 0x80008000u) | (wide & 0x7f007f00u) >> 1, 0x5c005c00u);  // exponents are biased by 8 less
+  const uint32_t low = (wide & 0x7f00u) == 0x7f00u ? 0x7fffu : 0u;
+  const uint32_t high = (wide & 0x7f000000u) == 0x7f000000u ? 0x7fff0000u : 0u;
+  return out | low | high;
+#endif
+}
 // 2^x, within 2 units in the last place; -inf gives 0.
 KVASIR_DEVICE float Exp2(float x) {
   float out;
@@ -107,6 +137,10 @@ KVASIR_DEVICE uint4 LoadStreamed(const void* address) {
 KVASIR_DEVICE void CopyAsync16(void* shared, const void* global, bool valid = true) {
   const uint32_t to = uint32_t(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(valid ? 16 : 0) : "memory");
+}
+KVASIR_DEVICE void CopyAsync4(void* shared, const void* global, bool valid = true) {
+  const uint32_t to = uint32_t(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(global), "r"(valid ? 4 : 0) : "memory");
 }
 // Closes a group of this thread's copies.
 KVASIR_DEVICE void CommitCopies() {

@@ -4,19 +4,21 @@
 #include <bit>
 #include <cstring>
 
+#include "kernels/cuda/write_step.h"
+
 namespace kvasir {
 namespace {
 
 constexpr int kMostFilledRows = 512;  // steps of more rows are long enough to be started kernel by kernel
 
-// Appends an array to bytes, aligned, with zeros up to `room` elements; returns its offset as a pointer.
+// Appends an array, aligned, with zeros up to `room` elements; returns its offset as a pointer.
 template <typename T>
-const T* Append(std::vector<std::byte>& bytes, std::span<const T> values, int64_t room) {
-  constexpr size_t kAlign = 16;
-  const size_t at = (bytes.size() + kAlign - 1) / kAlign * kAlign;
-  bytes.resize(at + size_t(room) * sizeof(T));
-  if (!values.empty()) std::memcpy(bytes.data() + at, values.data(), values.size_bytes());
-  return reinterpret_cast<const T*>(at);
+T* Append(StepBytes& bytes, std::span<const T> values, int64_t room) {
+  std::byte* const at = bytes.Take(size_t(room) * sizeof(T));
+  if (!values.empty()) std::memcpy(at, values.data(), values.size_bytes());
+  if (const size_t more = size_t(room) * sizeof(T) - values.size_bytes(); more > 0)
+    std::memset(at + values.size_bytes(), 0, more);
+  return reinterpret_cast<T*>(at - bytes.used().data());
 }
 
 // Rows that a step of decoding is filled up to.
@@ -26,9 +28,19 @@ int FilledRows(int rows) {
   return (rows + step - 1) / step * step;
 }
 
+// Whether pages lie where the copy engine can name them: whole rows from the base, and dense.
+bool TakesWarpgroups(const CudaContext& context, const PagedKv& kv) {
+  if (!context.warpgroups() || !HopperTakes(kv.layout)) return false;
+  const size_t row = kv.layout.row_bytes();
+  const auto dense = [](const SequenceTable& table) { return table.ragged == nullptr; };
+  return kv.granule_bytes % row == 0 && kv.layout.page_bytes() % row == 0 && std::ranges::all_of(kv.tables, dense);
+}
+
+// An offset becomes a pointer; nullptr where nothing was uploaded.
 template <typename T>
-void Move(const T*& pointer, const std::byte* base) {
-  pointer = reinterpret_cast<const T*>(base + reinterpret_cast<uintptr_t>(pointer));
+void Move(T*& pointer, const void* base) {
+  const auto at = reinterpret_cast<uintptr_t>(base);
+  pointer = at == 0 ? nullptr : reinterpret_cast<T*>(at + reinterpret_cast<uintptr_t>(pointer));
 }
 
 }  // namespace
@@ -50,13 +62,22 @@ StepKv StepTables::Get(CudaContext& context, std::span<const SequenceSlice> slic
     }
   }
   KVASIR_CHECK(!context.recording(), "an op of a recorded step brings other tables");
-  bytes_.clear();
+  bytes_.Clear();
   filled_up_ = false;
-  rows_count_ = 0;
-  StepKv step = Flatten(slices, kv, unprepared_);
+  StepKv step = Flatten(context, slices, kv, false, unprepared_);
   unprepared_.plans.clear();
-  Place(step, context.Upload<std::byte>(bytes_));
+  Place(step, context.Upload(bytes_.used()), nullptr);
   return step;
+}
+
+bool StepTables::MayFillUp(const StepInput& input, int filled) const {
+  bool may = input.program != 0 && rows_count_ > 0;
+  for (const SequenceSlice& slice : input.slices) may = may && slice.num_rows == 1;
+  for (const PagedKv& kv : input.kv) {
+    may = may && int64_t(kv.tables.size()) <= filled;
+    for (const SequenceTable& table : kv.tables) may = may && table.ragged == nullptr;
+  }
+  return may;
 }
 
 void StepTables::Prepare(CudaContext& context, const StepInput& input, int max_rows) {
@@ -64,33 +85,45 @@ void StepTables::Prepare(CudaContext& context, const StepInput& input, int max_r
   num_prepared_ = input.kv.size();
   rows_count_ = int(input.token_ids.size());
   shape_.clear();
-  bytes_.clear();
+  bytes_.Clear();
+  ranges_.clear();
+  num_units_ = 0;
+  resident_.StartStep();
   const int filled = FilledRows(rows_count_);
-  filled_up_ = input.program != 0 && rows_count_ > 0 && filled <= std::min(max_rows, kMostFilledRows);
-  for (const SequenceSlice& slice : input.slices) filled_up_ = filled_up_ && slice.num_rows == 1;
-  for (const PagedKv& kv : input.kv) {
-    filled_up_ = filled_up_ && int64_t(kv.tables.size()) <= filled;
-    for (const SequenceTable& table : kv.tables) filled_up_ = filled_up_ && table.ragged == nullptr;
-  }
+  filled_up_ = filled <= std::min(max_rows, kMostFilledRows) && MayFillUp(input, filled);
   if (filled_up_) {
     rows_count_ = filled;
     shape_ = {int64_t(input.program), filled};
   }
-  const int32_t* const ids = Append<int32_t>(bytes_, input.token_ids, rows_count_);
-  const int32_t* const positions =
-      Append<int32_t>(bytes_, input.positions, std::max<int64_t>(rows_count_, int64_t(input.positions.size())));
+  ids_ = Append<int32_t>(bytes_, input.token_ids, rows_count_);
+  positions_ = Append<int32_t>(bytes_, input.positions, std::max<int64_t>(rows_count_, int64_t(input.positions.size())));
   if (prepared_.size() < num_prepared_) prepared_.resize(num_prepared_);
   for (size_t i = 0; i < num_prepared_; ++i) {
     Prepared& prepared = prepared_[i];
     prepared.tables = input.kv[i].tables.data();
-    prepared.kv = Flatten(input.slices, input.kv[i], *prepared.attention);
+    prepared.kv = Flatten(context, input.slices, input.kv[i], true, *prepared.attention);
     PlanAhead(context, *prepared.attention);
   }
-  std::byte* const uploaded = context.UploadStep(bytes_);
+  Upload(context);
+}
+
+// What follows the arrays that have a place in every step of a shape is only for WriteStep, which is never recorded.
+void StepTables::Upload(CudaContext& context) {
+  StepWrites writes = {.num_ranges = int32_t(ranges_.size()), .num_updates = int32_t(resident_.updates().size())};
+  writes.ranges = Append<AttentionRange>(bytes_, ranges_, writes.num_ranges);
+  writes.updates = Append<TableUpdate>(bytes_, resident_.updates(), writes.num_updates);
+  writes.words = Append<uint32_t>(bytes_, resident_.words(), int64_t(resident_.words().size()));
+  if (num_units_ > 0) writes.units = TakeUnits(context, CudaContext::Scratch::kStepUnits, num_units_);
+  uploaded_bytes_ = bytes_.used().size();
+  const std::byte* const uploaded = context.UploadStep(bytes_.used());
   if (uploaded == nullptr) shape_.clear();
-  for (size_t i = 0; i < num_prepared_; ++i) Place(prepared_[i].kv, uploaded);
-  ids_ = reinterpret_cast<int32_t*>(uploaded + reinterpret_cast<uintptr_t>(ids));
-  positions_ = reinterpret_cast<int32_t*>(uploaded + reinterpret_cast<uintptr_t>(positions));
+  Move(ids_, uploaded);
+  Move(positions_, uploaded);
+  for (size_t i = 0; i < num_prepared_; ++i) Place(prepared_[i].kv, uploaded, writes.units);
+  Move(writes.ranges, uploaded);
+  Move(writes.updates, uploaded);
+  Move(writes.words, uploaded);
+  WriteStep(context, writes);
 }
 
 StepTables::Numbers StepTables::Find(CudaContext& context, std::span<const int32_t> numbers) {
@@ -106,110 +139,118 @@ StepTables::Numbers StepTables::Find(CudaContext& context, std::span<const int32
 void StepTables::PlanAhead(const CudaContext& context, StepAttention& attention) {
   attention.plans.clear();
   if (attention.layout.state_floats > 0) return;
-  for (const StepAttention::Wanted& wanted : wanted_) {
+  for (const StepAttention::Wanted& wanted : attention.wanted) {
     if (wanted.num_kv_heads != attention.layout.num_kv_heads) continue;
-    units_.clear();
-    AttentionPlan plan = PlanAttention(attention.slices, attention.layout, wanted.group, context.multiprocessors(), units_);
+    AttentionPlan plan =
+        PlanAttention(attention.slices, attention.prefixes, attention.layout, TilingFor(attention.layout, attention.warpgroups),
+                      wanted.group, wanted.window, context.multiprocessors(), plan_memory_);
     if (filled_up_) FillUp(plan);
-    plan.units = Append<AttentionUnit>(bytes_, units_, int64_t(units_.size()));
-    attention.plans.push_back(std::move(plan));
+    AppendRanges(plan, plan_memory_, num_units_, ranges_);
+    plan.units = reinterpret_cast<const AttentionUnit*>(size_t(num_units_) * sizeof(AttentionUnit));
+    num_units_ += plan.num_units();
+    plan.members =
+        Append<AttentionMember>(bytes_, plan_memory_.members, filled_up_ ? rows_count_ : int64_t(plan_memory_.members.size()));
+    attention.plans.push_back(plan);
   }
 }
 
-// Units that do nothing make grids and the memory for partials one of few sizes. With a window some units in the middle are
-// empty, too, which here are started all the same.
+// Units that do nothing make grids and the memory for partials one of few sizes.
 void StepTables::FillUp(AttentionPlan& plan) {
-  filled_units_.clear();
-  const AttentionUnit* from = units_.data();
-  const auto take = [&](int count) {
-    filled_units_.insert(filled_units_.end(), from, from + count);
-    from += count;
-    const int room = int(Room(count));
-    filled_units_.resize(filled_units_.size() + size_t(room - count));
-    return room;
-  };
-  const int num_short = take(plan.num_short()), num_tall = take(plan.num_tall());
-  plan.num_merges = take(plan.num_merges);
-  plan.short_through.assign(num_short > 0 ? 1 : 0, num_short);
-  plan.tall_through.assign(num_tall > 0 ? 1 : 0, num_tall);
+  plan.num_short = int32_t(Room(plan.num_short));
+  plan.num_tall = int32_t(Room(plan.num_tall));
+  plan.num_merges = int32_t(Room(plan.num_merges));
   plan.partial_rows = Room(plan.partial_rows);
-  units_.swap(filled_units_);
-  for (const int64_t size :
-       {int64_t{plan.group}, int64_t{num_short}, int64_t{num_tall}, int64_t{plan.num_merges}, plan.partial_rows})
+  for (const int64_t size : {int64_t{plan.group}, int64_t{plan.window}, int64_t{plan.num_short}, int64_t{plan.num_tall},
+                             int64_t{plan.num_merges}, plan.partial_rows})
     shape_.push_back(size);
 }
 
-void StepTables::Place(StepKv& kv, const std::byte* uploaded) {
-  Move(kv.entries, uploaded);
+void StepTables::Place(StepKv& kv, const std::byte* uploaded, const AttentionUnit* units) {
   Move(kv.runs, uploaded);
   Move(kv.first_run, uploaded);
   Move(kv.slices, uploaded);
   Move(kv.rows, uploaded);
-  for (AttentionPlan& plan : kv.attention->plans) Move(plan.units, uploaded);
+  for (AttentionPlan& plan : kv.attention->plans) {
+    Move(plan.units, units);
+    Move(plan.members, uploaded);
+  }
 }
 
-// What attention plans from. Runs and entries are those that Flatten has just laid out.
-StepSlice StepTables::Describe(const SequenceSlice& slice, const PagedKv& kv) const {
+// What attention plans from. Runs are those that Flatten has just laid out. Filled where it is to lie, as all that there is for
+// every sequence: a copy of what was just written in pieces would wait for them.
+void StepTables::Describe(const SequenceSlice& slice, const PagedKv& kv, PlanSlice& out) const {
   const int64_t first = first_run_[size_t(slice.kv)];
-  StepSlice out = {.first_row = slice.first_row, .num_rows = slice.num_rows};
+  out.step.first_row = slice.first_row;
+  out.step.num_rows = slice.num_rows;
   if (first < 0) {
     const StepRun& run = runs_[size_t(~first)];
-    out.entries = int32_t(run.entries);
-    out.num_slots = out.max_slots = run.num_slots;
-    return out;
+    out.step.entries = run.entries;
+    out.step.num_slots = out.max_slots = run.num_slots;
+    out.table = run_tables_[size_t(~first)];
+    return;
   }
-  out.ragged = int32_t(first);
+  out.step.ragged = int32_t(first);
   for (int i = 0; i < kv.layout.num_layers * kv.layout.num_kv_heads; ++i)
     out.max_slots = std::max(out.max_slots, runs_[size_t(first + i)].num_slots);
-  return out;
 }
 
-void StepTables::FlattenRuns(const PagedKv& kv) {
+void StepTables::AddRun(CudaContext& context, const PageRun& run, uint64_t stamp, int block_tokens, bool of_step) {
+  StepRun& added = runs_.emplace_back();
+  added.k_offset = int64_t(run.k_offset);
+  added.num_slots = run.num_slots;
+  PrefixTable& table = run_tables_.emplace_back();
+  table.blocks = run.entries;
+  table.num_blocks = (run.num_slots + block_tokens - 1) / block_tokens;
+  if (of_step) {
+    table.row = resident_.Place(context, stamp, run.entries, table.num_blocks);
+    const ResidentTables::Row& row = resident_.row(table.row);
+    table.stamp = row.stamp;
+    added.entries = row.entries;
+  } else {
+    table.row = uint32_t(runs_.size());
+    table.stamp = resident_.OwnStamp();
+    added.entries = reinterpret_cast<const uint32_t*>(entries_.size() * sizeof(uint32_t));  // until they are uploaded
+    entries_.insert(entries_.end(), run.entries, run.entries + table.num_blocks);
+  }
+}
+
+void StepTables::FlattenRuns(CudaContext& context, const PagedKv& kv, bool of_step) {
   const KvLayout& layout = kv.layout;
   entries_.clear();
   runs_.clear();
+  run_tables_.clear();
   first_run_.clear();
-  const auto add_run = [&](const uint32_t* entries, size_t k_offset, int32_t num_slots) {
-    const int pages = (num_slots + layout.block_tokens - 1) / layout.block_tokens;
-    runs_.push_back({int64_t(entries_.size()), int64_t(k_offset), num_slots});
-    entries_.insert(entries_.end(), entries, entries + pages);
-  };
   for (const SequenceTable& table : kv.tables) {
     const int64_t first = int64_t(runs_.size());
     if (table.ragged == nullptr) {
       first_run_.push_back(~first);
-      add_run(table.blocks, 0, table.num_slots);
+      AddRun(context, {table.blocks, 0, table.num_slots}, table.stamp, layout.block_tokens, of_step);
       continue;
     }
     first_run_.push_back(first);
-    for (int i = 0; i < layout.num_layers * layout.num_kv_heads; ++i) {
-      const PageRun& run = table.ragged[i];
-      add_run(run.entries, run.k_offset, run.num_slots);
-    }
+    for (int i = 0; i < layout.num_layers * layout.num_kv_heads; ++i)
+      AddRun(context, table.ragged[i], 0, layout.block_tokens, of_step);
   }
+  if (of_step) return;
+  const uint32_t* const uploaded = context.Upload<uint32_t>(entries_);
+  for (StepRun& run : runs_) Move(run.entries, uploaded);
 }
 
-StepKv StepTables::Flatten(std::span<const SequenceSlice> slices, const PagedKv& kv, StepAttention& attention) {
+StepKv StepTables::Flatten(CudaContext& context, std::span<const SequenceSlice> slices, const PagedKv& kv, bool of_step,
+                           StepAttention& attention) {
   const KvLayout& layout = kv.layout;
-  FlattenRuns(kv);
+  FlattenRuns(context, kv, of_step);
   attention.layout = layout;
-  attention.wanted = &wanted_;
+  attention.warpgroups = TakesWarpgroups(context, kv);
   attention.slices.clear();
-  slices_.assign(slices.begin(), slices.end());
-  rows_.clear();
-  for (const SequenceSlice& slice : slices) {
-    attention.slices.push_back(Describe(slice, kv));
-    if (rows_.size() < size_t(slice.first_row + slice.num_rows)) rows_.resize(size_t(slice.first_row + slice.num_rows));
-    for (int i = 0; i < slice.num_rows; ++i) rows_[size_t(slice.first_row + i)] = {slice.kv, slice.num_rows - 1 - i};
-  }
   StepKv step;
-  step.own_rows = int32_t(rows_.size());
-  if (filled_up_) {
-    rows_.resize(size_t(rows_count_));
-    slices_.resize(size_t(rows_count_), {.first_row = 0, .num_rows = 0, .kv = 0});
-    for (const int64_t size : {int64_t(reinterpret_cast<uintptr_t>(kv.base)), Room(int64_t(entries_.size()))})
-      shape_.push_back(size);
+  for (const SequenceSlice& slice : slices) {
+    Describe(slice, kv, attention.slices.emplace_back());
+    step.own_rows = std::max(step.own_rows, slice.first_row + slice.num_rows);
   }
+  if (filled_up_) shape_.push_back(int64_t(reinterpret_cast<uintptr_t>(kv.base)));
+  step.num_slices = filled_up_ ? rows_count_ : int32_t(slices.size());
+  step.num_rows = filled_up_ ? rows_count_ : step.own_rows;
   const int64_t sequences = filled_up_ ? rows_count_ : int64_t(first_run_.size());
   step.base = kv.base;
   step.granule_bytes = int64_t(kv.granule_bytes);
@@ -221,13 +262,18 @@ StepKv StepTables::Flatten(std::span<const SequenceSlice> slices, const PagedKv&
   step.value_dim = layout.value_dim;
   step.pages_per_head = layout.pages_per_head();
   step.dtype = layout.dtype;
-  step.entries = Append<uint32_t>(bytes_, entries_, Room(int64_t(entries_.size())));
+  step.quant = layout.quant;
+  step.row_bytes = int32_t(layout.row_bytes());
+  step.scales_offset = int32_t(layout.scales_offset());
   step.runs = Append<StepRun>(bytes_, runs_, std::max<int64_t>(sequences, int64_t(runs_.size())));
   step.first_run = Append<int64_t>(bytes_, first_run_, sequences);
-  step.slices = Append<SequenceSlice>(bytes_, slices_, int64_t(slices_.size()));
-  step.rows = Append<StepRow>(bytes_, rows_, int64_t(rows_.size()));
-  step.num_slices = int32_t(slices_.size());
-  step.num_rows = int32_t(rows_.size());
+  step.slices = Append<SequenceSlice>(bytes_, slices, step.num_slices);
+  std::byte* const at = bytes_.Take(size_t(step.num_rows) * sizeof(StepRow));
+  auto* const rows = reinterpret_cast<StepRow*>(at);
+  std::fill_n(rows, step.num_rows, StepRow{});
+  for (const SequenceSlice& slice : slices)
+    for (int i = 0; i < slice.num_rows; ++i) rows[slice.first_row + i] = {slice.kv, slice.num_rows - 1 - i};
+  step.rows = reinterpret_cast<const StepRow*>(at - bytes_.used().data());
   step.attention = &attention;
   return step;
 }

@@ -1,5 +1,9 @@
 // One step's sequences and page tables on the device, as kernels read them. Made by the host from PagedKv (kernels/kv_page.h)
 // once a step (Device::StartStep), or by an op that comes without; used by the kernels that touch KV.
+//
+// What the host does for a step of decoding follows the number of sequences and not the length of their texts: tables that have
+// stamps are on the device already, but for new entries (ResidentTables), what texts have in common is known from the step before
+// (SharedPrefixes), and the units of attention are written by the device (WriteStep).
 #pragma once
 
 #include <memory>
@@ -7,13 +11,14 @@
 
 #include "kernels/cuda/attention_plan.h"
 #include "kernels/cuda/context.h"
+#include "kernels/cuda/resident_tables.h"
 #include "kernels/device.h"
 
 namespace kvasir {
 
-// The pages of one (sequence, layer, head): entries of slot s / block_tokens at `entries`, an index into StepKv::entries.
+// The pages of one (sequence, layer, head): slot s is in that of entries[s / block_tokens].
 struct StepRun {
-  int64_t entries = 0;
+  const uint32_t* entries = nullptr;
   int64_t k_offset = 0;
   int32_t num_slots = 0;
 };
@@ -32,8 +37,10 @@ struct StepKv {
   int64_t page_bytes = 0;
   int64_t state_bytes = 0;
   int32_t block_tokens = 0, num_kv_heads = 0, head_dim = 0, value_dim = 0, pages_per_head = 0;
+  int32_t row_bytes = 0;      // of one token's elements or codes in a page
+  int32_t scales_offset = 0;  // in a page: of its KvScale, as words
   DType dtype = DType::kF32;
-  const uint32_t* entries = nullptr;      // of all sequences
+  KvQuant quant = KvQuant::kNone;
   const StepRun* runs = nullptr;          // dense: one per sequence, else [num_layers * num_kv_heads] for each; see first_run
   const int64_t* first_run = nullptr;     // [sequences]: < 0: dense, at runs[~first_run]
   const SequenceSlice* slices = nullptr;  // [num_slices]
@@ -51,20 +58,39 @@ struct StepKv {
     return run;
   }
   __device__ std::byte* KPage(const StepRun& run, int page) const {
-    return base + int64_t(entries[run.entries + page]) * granule_bytes + run.k_offset;
+    return base + int64_t(run.entries[page]) * granule_bytes + run.k_offset;
   }
   __device__ std::byte* VPage(const StepRun& run, int page) const {
     return KPage(run, page) + page_bytes;
   }
   // Recurrent state of a layer after the tokens of a block.
   __device__ float* State(int sequence, int layer, int64_t block) const {
-    return reinterpret_cast<float*>(base + int64_t(entries[runs[~first_run[sequence]].entries + block]) * granule_bytes +
-                                    layer * state_bytes);
+    const uint32_t entry = runs[~first_run[sequence]].entries[block];
+    return reinterpret_cast<float*>(base + int64_t(entry) * granule_bytes + layer * state_bytes);
   }
 #endif
 };
 
-// Host side: flattens tables and uploads them, all groups of a step at once. Reuses its memory: a steady step allocates nothing.
+// Bytes one after another, without the zeros that a vector would write first.
+class StepBytes {
+ public:
+  void Clear() { used_ = 0; }
+  // Room for some more, aligned to 16; what was taken before may move.
+  std::byte* Take(size_t bytes) {
+    constexpr size_t kAlign = 16;
+    const size_t at = (used_ + kAlign - 1) / kAlign * kAlign;
+    used_ = at + bytes;
+    if (used_ > bytes_.size()) bytes_.resize(2 * used_);
+    return bytes_.data() + at;
+  }
+  std::span<const std::byte> used() const { return std::span(bytes_).first(used_); }
+
+ private:
+  std::vector<std::byte> bytes_;
+  size_t used_ = 0;
+};
+
+// Host side: flattens a step and uploads it, all groups at once. Reuses its memory: a steady step allocates nothing.
 class StepTables {
  public:
   // Takes a step there: ids, positions, tables and plans of attention, until Clear.
@@ -74,7 +100,8 @@ class StepTables {
   // A step of decoding is filled up to one of few shapes, so that what kernels are started with, grids and addresses, is the same
   // for all steps of a shape. This is what it depends on; empty: on more.
   std::span<const int64_t> shape() const { return shape_; }
-  int32_t* ids() const { return ids_; }  // of the prepared step, on the device
+  int32_t* ids() const { return ids_; }                      // of the prepared step, on the device
+  size_t uploaded_bytes() const { return uploaded_bytes_; }  // for the prepared step
 
   // Ids or positions of rows, taken to the device now unless they are the prepared step's, and how many are there.
   struct Numbers {
@@ -94,30 +121,36 @@ class StepTables {
   };
   // How many of something an array has room for: as many, or in a step that is filled up a number that many share.
   int64_t Room(int64_t count) const;
-  // Appends to bytes_. The pointers of the result are offsets until Place.
-  StepKv Flatten(std::span<const SequenceSlice> slices, const PagedKv& kv, StepAttention& attention);
-  void FlattenRuns(const PagedKv& kv);
-  StepSlice Describe(const SequenceSlice& slice, const PagedKv& kv) const;
+  bool MayFillUp(const StepInput& input, int filled) const;
+  // Appends to bytes_. The pointers of the result are offsets until Place. Of a step: its tables stay on the device.
+  StepKv Flatten(CudaContext& context, std::span<const SequenceSlice> slices, const PagedKv& kv, bool of_step,
+                 StepAttention& attention);
+  void FlattenRuns(CudaContext& context, const PagedKv& kv, bool of_step);
+  void AddRun(CudaContext& context, const PageRun& run, uint64_t stamp, int block_tokens, bool of_step);
+  void Describe(const SequenceSlice& slice, const PagedKv& kv, PlanSlice& out) const;
   void PlanAhead(const CudaContext& context, StepAttention& attention);
   void FillUp(AttentionPlan& plan);
-  static void Place(StepKv& kv, const std::byte* uploaded);
+  void Upload(CudaContext& context);
+  static void Place(StepKv& kv, const std::byte* uploaded, const AttentionUnit* units);
 
   std::vector<Prepared> prepared_;  // the first num_prepared_; more are kept for their memory
   size_t num_prepared_ = 0;
   StepInput input_;     // of the prepared step
-  int rows_count_ = 0;  // of the step being flattened; 0: as many as its slices have
+  int rows_count_ = 0;  // of the prepared step
   bool filled_up_ = false;
   std::vector<int64_t> shape_;
   int32_t *ids_ = nullptr, *positions_ = nullptr;
   StepAttention unprepared_;  // of an op that comes without
-  std::vector<StepAttention::Wanted> wanted_;
-  std::vector<AttentionUnit> units_, filled_units_;
-  std::vector<std::byte> bytes_;
-  std::vector<uint32_t> entries_;
+  ResidentTables resident_;
+  AttentionPlanMemory plan_memory_;
+  std::vector<AttentionRange> ranges_;  // of all plans of the step
+  int64_t num_units_ = 0;               // ... and how many units they are
+  size_t uploaded_bytes_ = 0;
+  StepBytes bytes_;
   std::vector<StepRun> runs_;
+  std::vector<PrefixTable> run_tables_;  // of the runs, as the host has them
   std::vector<int64_t> first_run_;
-  std::vector<StepRow> rows_;
-  std::vector<SequenceSlice> slices_;
+  std::vector<uint32_t> entries_;  // of an op that comes without a step
 };
 
 }  // namespace kvasir

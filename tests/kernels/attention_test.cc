@@ -1,5 +1,8 @@
 #include <gmock/gmock.h>
 
+#include <array>
+#include <limits>
+
 #include "tests/kernels/kv_fixture.h"
 
 namespace kvasir::testing {
@@ -7,11 +10,15 @@ namespace {
 
 using Outputs = std::vector<std::vector<float>>;  // [sequence][tokens * q_heads * out_dim]
 
-// With vdpbf16ps, and on tensor cores, q and the weights are rounded to the KV's type too; all else keeps float accuracy.
-double Tolerance(const std::string& device, DType dtype) {
-  if (device == "cuda" && dtype == DType::kF16) return 2e-3;
-  return (device == "avx512_bf16" || device == "cuda") && dtype == DType::kBF16 ? 1e-2 : 1e-5;
+// With vdpbf16ps, and on tensor cores, q and the weights are rounded to the KV's type too, and codes are multiplied as float16
+// there; all else keeps float accuracy.
+double Tolerance(const std::string& device, KvFormat format) {
+  const bool quantised = format.quant != KvQuant::kNone;
+  if (device == "cuda" && (quantised || format.dtype == DType::kF16)) return 2e-3;
+  return (device == "avx512_bf16" || device == "cuda") && !quantised && format.dtype == DType::kBF16 ? 1e-2 : 1e-5;
 }
+
+constexpr KvQuant kQuants[] = {KvQuant::kFp8, KvQuant::kInt8, KvQuant::kInt4};
 
 // Feeds every sequence to its end, `chunk` tokens at a time; all sequences in one step when `together`.
 Outputs FeedAll(KvFixture& fixture, int sequences, int chunk, bool together) {
@@ -76,7 +83,7 @@ TEST_P(AttentionTest, EqualsDenseAttentionOverRandomShapes) {
   const auto device = MakeDevice(GetParam());
   constexpr int kBlocks[] = {1, 3, 8, 16, 32, 64}, kGroups[] = {1, 2, 3, 4, 7, 8}, kDims[] = {1, 7, 8, 16, 48, 64, 80, 128};
   constexpr int kWindows[] = {0, 0, 1, 5, 16, 33, 100};
-  for (uint64_t seed = 1; seed <= (IsEmulated(*device) ? 60 : 90); ++seed) {
+  for (uint64_t seed = 1; seed <= (IsEmulated(*device) ? 90 : 140); ++seed) {
     SCOPED_TRACE(fmt::format("seed {}", seed));
     Rng rng(seed);
     KvShape shape;
@@ -87,7 +94,9 @@ TEST_P(AttentionTest, EqualsDenseAttentionOverRandomShapes) {
     shape.group = kGroups[rng.Below(std::size(kGroups))];
     shape.head_dim = kDims[rng.Below(std::size(kDims))];
     shape.window = kWindows[rng.Below(std::size(kWindows))];
-    if (rng.Chance(0.3)) {
+    if (rng.Chance(0.5)) {
+      shape.quant = kQuants[rng.Below(3)];
+    } else if (rng.Chance(0.3)) {
       shape.kv_heads = 1;
       shape.value_dim = int(rng.Between(1, shape.head_dim));
       if (rng.Chance(0.2)) shape.group = 40;
@@ -99,26 +108,27 @@ TEST_P(AttentionTest, EqualsDenseAttentionOverRandomShapes) {
     const bool ragged = rng.Chance(0.4);
     KvFixture fixture(*device, shape, lengths, ragged, seed);
     const Outputs out = FeedAll(fixture, int(lengths.size()), int(rng.Between(1, 40)), rng.Chance(0.5));
-    ExpectOracle(fixture, shape, out, 7, Tolerance(GetParam().name, shape.dtype));
+    ExpectOracle(fixture, shape, out, 7, Tolerance(GetParam().name, shape.format()));
     if (HasFatalFailure()) return;
   }
 }
 
 TEST_P(AttentionTest, EqualsDenseAttentionOverLongContexts) {
   const auto device = MakeDevice(GetParam());
-  const DType dtypes[] = {DType::kF32, DType::kF16, DType::kBF16};
-  for (DType dtype : dtypes) {
+  const KvFormat formats[] = {DType::kF32, DType::kF16, DType::kBF16, KvQuant::kFp8, KvQuant::kInt8, KvQuant::kInt4};
+  for (const KvFormat format : formats) {
     for (int window : {0, 600}) {
       const bool slow = GetParam().name == "reference" || IsEmulated(*device);
-      KvShape shape{dtype, 16, 1, 1, IsEmulated(*device) ? 1 : 4, 32, window};
+      KvShape shape{format.dtype, 16, 1, 1, IsEmulated(*device) ? 1 : 4, 32, window};
+      shape.quant = format.quant;
       KvFixture fixture(*device, shape, {slow ? 1100 : 1700}, false, 5);
-      ExpectOracle(fixture, shape, FeedAll(fixture, 1, 512, true), 211, Tolerance(GetParam().name, dtype));
+      ExpectOracle(fixture, shape, FeedAll(fixture, 1, 512, true), 211, Tolerance(GetParam().name, format));
       if (HasFatalFailure()) return;
     }
   }
   const KvShape latent{DType::kBF16, 16, 1, 1, 1, 272, 0, 256};
   KvFixture fixture(*device, latent, {1100}, false, 5);
-  ExpectOracle(fixture, latent, FeedAll(fixture, 1, 400, true), 211, Tolerance(GetParam().name, latent.dtype));
+  ExpectOracle(fixture, latent, FeedAll(fixture, 1, 400, true), 211, Tolerance(GetParam().name, latent.format()));
 }
 
 // Sequences that begin with the same blocks, in every way of sharing them: their splits are computed together, and nobody's bits
@@ -132,14 +142,18 @@ TEST_P(AttentionTest, SharedPrefixesChangeNoBit) {
   constexpr uint64_t kSeeds = 24;
 #endif
   const bool slow = GetParam().name == "reference";
-  for (uint64_t seed = 1; seed <= (slow ? 2 : IsEmulated(*device) ? 6 : kSeeds); ++seed) {
+  for (uint64_t seed = 1; seed <= (slow ? 2 : IsEmulated(*device) ? 10 : kSeeds); ++seed) {
     Rng rng(seed);
     KvLayout layout = {.dtype = DType(rng.Below(3)), .block_tokens = kBlocks[rng.Below(std::size(kBlocks))], .num_layers = 2};
     layout.num_kv_heads = int(rng.Between(1, 2));
     layout.head_dim = kDims[rng.Below(std::size(kDims))];
     const int group = kGroups[rng.Below(std::size(kGroups))], heads = group * layout.num_kv_heads;
-    if (layout.num_kv_heads == 1 && rng.Chance(0.3)) layout.value_dim = layout.head_dim / 2;
-    SCOPED_TRACE(fmt::format("seed {} block {} group {} {}", seed, layout.block_tokens, group, Name(layout.dtype)));
+    if (rng.Chance(0.4)) {
+      layout.quant = kQuants[rng.Below(3)];
+    } else if (layout.num_kv_heads == 1 && rng.Chance(0.3)) {
+      layout.value_dim = layout.head_dim / 2;
+    }
+    SCOPED_TRACE(fmt::format("seed {} block {} group {} {}", seed, layout.block_tokens, group, Name(layout.format())));
 
     // A tree of texts: each begins with a part of an earlier one, cut at a block, and has at least one slot of its own.
     const int texts = int(rng.Between(2, 9));
@@ -163,7 +177,12 @@ TEST_P(AttentionTest, SharedPrefixesChangeNoBit) {
     const size_t bytes = layout.block_bytes() * next;
     auto* const base = static_cast<std::byte*>(device->Allocate(bytes, "test KV").value());
     std::vector<std::byte> pages(bytes);
-    for (size_t at = 0; at + 4 <= bytes; at += SizeOf(layout.dtype)) {
+    for (size_t at = 0; layout.quant != KvQuant::kNone && at < bytes; ++at) {  // any code but NaN, scales of about 1/1000
+      const size_t inside = at % layout.page_bytes();
+      const bool scale = layout.scaled() && inside >= layout.scales_offset();
+      pages[at] = std::byte(scale ? inside % 2 == 1 ? 0x14 : rng.Below(256) : rng.Below(256) & 0xf7);
+    }
+    for (size_t at = 0; layout.quant == KvQuant::kNone && at + 4 <= bytes; at += SizeOf(layout.dtype)) {
       const float x = float(rng.Uniform() - 0.5);
       const uint16_t half = layout.dtype == DType::kF16 ? F32ToF16(x) : F32ToBF16(x);
       std::memcpy(&pages[at], layout.dtype == DType::kF32 ? static_cast<const void*>(&x) : &half, SizeOf(layout.dtype));
@@ -191,6 +210,14 @@ TEST_P(AttentionTest, SharedPrefixesChangeNoBit) {
     for (const SequenceSlice& slice : slices) device->Attention(q, 1, params, {&slice, 1}, kv, out);
     device->CopyToHost(alone.data(), out, alone.size() * 4);
     EXPECT_EQ(std::memcmp(together.data(), alone.data(), alone.size() * 4), 0);
+    // In a step that is known beforehand. What the first one asks for the second one brings.
+    for (int step = 0; step < 2; ++step) {
+      device->StartStep({.slices = slices, .kv = {&kv, 1}}, all_rows);
+      device->Attention(q, 1, params, slices, kv, out);
+      EXPECT_TRUE(device->FinishStep());
+    }
+    device->CopyToHost(together.data(), out, together.size() * 4);
+    EXPECT_EQ(std::memcmp(together.data(), alone.data(), alone.size() * 4), 0);
     for (void* buffer : {static_cast<void*>(base), static_cast<void*>(q), static_cast<void*>(out)}) device->Free(buffer);
   }
 }
@@ -202,8 +229,63 @@ TEST_P(AttentionTest, WideHeadsAndLatentKeys) {
                             {DType::kF32, 64, 1, 1, 34, 192, 0, 128, 0, false}, {DType::kBF16, 16, 1, 2, 4, 64, 0, 0, 30, true}};
   for (const KvShape& shape : shapes) {
     KvFixture fixture(*device, shape, {90, 13}, false, 6);
-    ExpectOracle(fixture, shape, FeedAll(fixture, 2, 31, true), 23, Tolerance(GetParam().name, shape.dtype));
+    ExpectOracle(fixture, shape, FeedAll(fixture, 2, 31, true), 23, Tolerance(GetParam().name, shape.format()));
     if (HasFatalFailure()) return;
+  }
+}
+
+// Attention over codes is attention over what they stand for: of float32 KV on the CPU, of float16 KV on the GPU, bit for bit.
+TEST_P(AttentionTest, QuantisedKvIsWhatItsCodesStandFor) {
+  const auto device = MakeDevice(GetParam());
+  const DType type = GetParam().name == "cuda" ? DType::kF16 : DType::kF32;
+  for (const KvQuant quant : kQuants) {
+    for (const int d : {64, 80, 96, 128, 20, 33, 160, 256}) {
+      for (const auto& [block_tokens, group, window] : {std::array{16, 4, 0}, {48, 1, 40}, {7, 3, 0}, {32, 20, 0}}) {
+        if (d != 64 && d != 128 && (group == 20) != (d == 80) && IsEmulated(*device)) continue;
+        KvShape shape{type, block_tokens, 1, 2, group, d, window};
+        SCOPED_TRACE(fmt::format("{} {}", Name(KvFormat(quant)), shape.Describe()));
+        const std::vector<int> lengths = {75, 1, 18};
+        KvFixture values(*device, shape, lengths, group == 3, 21,
+                         [&](std::vector<float>& row, bool, int) { row = Stored(quant, row.data(), d); });
+        shape.quant = quant;
+        KvFixture codes(*device, shape, lengths, group == 3, 21);
+        ExpectSameBits(FeedAll(codes, 3, 31, true), FeedAll(values, 3, 31, true), "codes and values");
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+// NaN, infinities and values that are too large become what kv_quant.h says.
+TEST_P(AttentionTest, QuantisedKvOfBadTokens) {
+  const auto device = MakeDevice(GetParam());
+  const float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+  for (const KvQuant quant : kQuants) {
+    for (const float bad : {nan, inf, -inf, 1e30f}) {
+      SCOPED_TRACE(fmt::format("{} {}", Name(KvFormat(quant)), bad));
+      const KvShape shape{DType::kF32, 16, 1, 1, 2, 64, 1, 0, 0, false, quant};  // window 1: a token sees its own value
+      KvFixture fixture(*device, shape, {40}, false, 3, [&](std::vector<float>& row, bool key, int slot) {
+        if (!key && slot == 20) row[5] = bad;
+      });
+      const Outputs out = FeedAll(fixture, 1, 40, true);
+      const int width = shape.q_heads() * shape.out_dim();
+      const bool whole = quant != KvQuant::kFp8 && !(std::abs(bad) < inf);
+      for (int t = 0; t < 40; ++t) {
+        for (int j = 0; j < width; ++j) {
+          const float got = out[0][size_t(t * width + j)];
+          if (t == 20 && (whole || (std::isnan(bad) && j % 64 == 5))) {
+            ASSERT_TRUE(std::isnan(got)) << j;
+          } else if (t == 20 && j % 64 == 5) {
+            ASSERT_EQ(got, std::copysign(quant == KvQuant::kFp8 ? 448.0f : got, bad));
+            if (quant != KvQuant::kFp8) {
+              ASSERT_NEAR(std::abs(got), kKvLargest, 64);
+            }
+          } else if (t == 20 || !std::isnan(bad * 0)) {  // on the CPU a NaN may reach the rows of its own chunk
+            ASSERT_TRUE(std::isfinite(got)) << t << " " << j;
+          }
+        }
+      }
+    }
   }
 }
 
@@ -272,16 +354,17 @@ TEST_P(AttentionTest, UnfiniteTokensTouchOnlyRowsThatSeeThem) {
   if (GetParam().name != "reference" && GetParam().name != "cuda") GTEST_SKIP() << "not promised";
   const auto device = MakeDevice(GetParam());
   const int heads = 4, tokens = 50, bad = 21;
-  for (const DType dtype : {DType::kBF16, DType::kF16, DType::kF32}) {
+  for (const KvFormat format : {KvFormat(DType::kBF16), KvFormat(DType::kF16), KvFormat(DType::kF32), KvFormat(KvQuant::kFp8),
+                                KvFormat(KvQuant::kInt4)}) {
     for (const int window : {0, 9}) {
-      const KvLayout layout = {dtype, 16, 1, 1, 24};
+      const KvLayout layout = {format.dtype, 16, 1, 1, 24, 0, 0, format.quant};
       const int d = layout.head_dim, width = (heads + 2) * d;
       Rng rng(4);
       std::vector<float> clean(size_t(tokens) * width);
       for (float& x : clean) x = float(rng.Uniform() * 2 - 1);
       for (const int part : {0, heads, heads + 1}) {  // a head of q, k, v
         for (const int chunk : {1, 4, 50}) {
-          SCOPED_TRACE(fmt::format("{} window {} part {} chunk {}", Name(dtype), window, part, chunk));
+          SCOPED_TRACE(fmt::format("{} window {} part {} chunk {}", Name(format), window, part, chunk));
           std::vector<float> dirty = clean;
           dirty[size_t(bad) * width + part * d + 3] = INFINITY;
           dirty[size_t(bad) * width + part * d + 20] = NAN;
@@ -321,6 +404,11 @@ TEST_P(OneAnswerTest, BitsDoNotDependOnBatchChunkOrThreads) {
       {{DType::kF16, 16, 1, 1, 2, 256, 0}, {70}, false},
       {{DType::kBF16, 16, 1, 1, 3, 160, 50, 0, 0, true}, {70, 20}, true},
       {{DType::kBF16, 16, 1, 1, 20, 576, 0, 512}, {40, 33}, false},
+      {{DType::kF32, 16, 1, 2, 4, 128, 0, 0, 0, false, KvQuant::kFp8}, {1, 17, 530}, false},
+      {{DType::kF32, 16, 1, 2, 3, 64, 100, 0, 0, false, KvQuant::kInt8}, {5, 300, 129}, true},
+      {{DType::kF32, 32, 1, 1, 8, 128, 0, 0, 4, true, KvQuant::kInt4}, {90, 530}, false},
+      {{DType::kF32, 5, 2, 1, 7, 80, 33, 0, 0, true, KvQuant::kInt4}, {60, 20}, true},
+      {{DType::kF32, 48, 1, 1, 2, 256, 0, 0, 0, false, KvQuant::kInt8}, {70, 9}, false},
   };
   for (const Case& c : cases) {
     SCOPED_TRACE(c.shape.Describe());

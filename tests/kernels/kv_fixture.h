@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <numeric>
 #include <unordered_map>
@@ -12,6 +13,7 @@
 
 #include "gtest/gtest.h"
 #include "kernels/device.h"
+#include "kernels/kv_quant.h"
 #include "kernels/rng.h"
 
 namespace kvasir::testing {
@@ -73,6 +75,19 @@ inline float RoundTo(DType dtype, float x) {
   return x;
 }
 
+// What attention sees of one token's and head's x.
+inline std::vector<float> Stored(KvFormat format, const float* x, int count) {
+  std::vector<float> out(x, x + count);
+  if (format.quant == KvQuant::kNone) {
+    for (float& v : out) v = RoundTo(format.dtype, v);
+    return out;
+  }
+  std::vector<uint8_t> codes(static_cast<size_t>(count));
+  const KvScale scale = QuantizeKv(format.quant, x, count, codes.data());
+  for (size_t i = 0; i < codes.size(); ++i) out[i] = DequantizeKv(format.quant, codes[i], scale);
+  return out;
+}
+
 struct KvShape {
   DType dtype = DType::kF32;
   int block_tokens = 16;
@@ -84,11 +99,13 @@ struct KvShape {
   int value_dim = 0;  // > 0: latent KV, one KV head
   float softcap = 0;
   bool sinks = false;
+  KvQuant quant = KvQuant::kNone;  // else dtype says nothing
+  KvFormat format() const { return quant == KvQuant::kNone ? KvFormat(dtype) : KvFormat(quant); }
   int q_heads() const { return kv_heads * group; }
   int out_dim() const { return value_dim > 0 ? value_dim : head_dim; }
   std::string Describe() const {
     return fmt::format("{} block {} layers {} kv_heads {} group {} head_dim {} window {} value_dim {} softcap {} sinks {}",
-                       Name(dtype), block_tokens, layers, kv_heads, group, head_dim, window, value_dim, softcap, sinks);
+                       Name(format()), block_tokens, layers, kv_heads, group, head_dim, window, value_dim, softcap, sinks);
   }
 };
 
@@ -100,9 +117,13 @@ class KvFixture {
     int rows = 0;
   };
 
-  KvFixture(Device& device, const KvShape& shape, std::vector<int> lengths, bool ragged, uint64_t seed)
-      : device_(device), shape_(shape), lengths_(std::move(lengths)), ragged_(ragged), seed_(seed) {
+  // Changes what was made up as a key or value of a slot.
+  using Change = std::function<void(std::vector<float>& row, bool key, int slot)>;
+
+  KvFixture(Device& device, const KvShape& shape, std::vector<int> lengths, bool ragged, uint64_t seed, Change change = nullptr)
+      : device_(device), shape_(shape), lengths_(std::move(lengths)), ragged_(ragged), seed_(seed), change_(std::move(change)) {
     layout_ = {shape.dtype, shape.block_tokens, shape.layers, shape.kv_heads, shape.head_dim, shape.value_dim};
+    layout_.quant = shape.quant;
     granule_ = layout_.pages_per_head() * layout_.page_bytes();
     for (int h = 0; h < shape.q_heads(); ++h) sinks_.push_back(float(h % 5) - 1.5f);
     const HostMatrix sinks = {sinks_.data(), DType::kF32, 1, shape.q_heads(), "sinks"};
@@ -220,17 +241,18 @@ class KvFixture {
       double max = -HUGE_VAL, sum = 0;
       const float* q = Q(s, h, token);
       for (int slot = begin; slot < end; ++slot) {
-        const float* k = K(s, layer, head, slot);
+        const std::vector<float> k = Stored(shape_.format(), K(s, layer, head, slot), d);
         double dot = 0;
-        for (int j = 0; j < d; ++j) dot += double(q[j]) * RoundTo(shape_.dtype, k[j]);
+        for (int j = 0; j < d; ++j) dot += double(q[j]) * k[size_t(j)];
         p[slot - begin] = shape_.softcap > 0 ? shape_.softcap * std::tanh(dot * Scale() / shape_.softcap) : dot * Scale();
         max = std::max(max, p[slot - begin]);
       }
       for (double& x : p) sum += x = std::exp(x - max);
       if (shape_.sinks) sum += std::exp(sinks_[h] - max);
       for (int slot = begin; slot < end; ++slot) {
-        const float* v = shape_.value_dim > 0 ? K(s, layer, head, slot) : V(s, layer, head, slot);
-        for (int j = 0; j < out_dim; ++j) out[size_t(h) * out_dim + j] += p[slot - begin] / sum * RoundTo(shape_.dtype, v[j]);
+        const float* made = shape_.value_dim > 0 ? K(s, layer, head, slot) : V(s, layer, head, slot);
+        const std::vector<float> v = Stored(shape_.format(), made, d);
+        for (int j = 0; j < out_dim; ++j) out[size_t(h) * out_dim + j] += p[slot - begin] / sum * v[size_t(j)];
       }
     }
     return out;
@@ -248,16 +270,17 @@ class KvFixture {
 
   // Roughly normal with deviation 1, queries 1.5; made when first asked for.
   const float* Row(int kind, int s, int head, int slot) const {
-    std::unique_ptr<float[]>& row = rows_[uint64_t(kind) << 60 | uint64_t(s) << 48 | uint64_t(head) << 32 | uint32_t(slot)];
-    if (row == nullptr) {
-      row = std::make_unique<float[]>(shape_.head_dim);
+    std::vector<float>& row = rows_[uint64_t(kind) << 60 | uint64_t(s) << 48 | uint64_t(head) << 32 | uint32_t(slot)];
+    if (row.empty()) {
+      row.resize(size_t(shape_.head_dim));
       for (int j = 0; j < shape_.head_dim; ++j) {
         const auto x = Philox4x32(seed_, uint64_t(kind) << 40 | uint64_t(s) << 20 | head, uint64_t(slot) << 20 | j);
         const float normal = (float(x[0]) + float(x[1]) + float(x[2]) - 1.5f * 4294967296.0f) * 0x1p-31f;
-        row[j] = kind == 3 ? 1.5f * normal : normal;
+        row[size_t(j)] = kind == 3 ? 1.5f * normal : normal;
       }
+      if (kind < 3 && change_ != nullptr) change_(row, kind == 1, slot);
     }
-    return row.get();
+    return row.data();
   }
 
   void FillRow(int s, int layer, int token, float* row) const {
@@ -329,6 +352,7 @@ class KvFixture {
   const std::vector<int> lengths_;
   const bool ragged_;
   const uint64_t seed_;
+  const Change change_;
   int steps_ = 0;
   const float one_ = 1;
   std::vector<float> sinks_;  // [q_heads]
@@ -336,7 +360,7 @@ class KvFixture {
   KvLayout layout_;
   size_t granule_ = 0;
   std::byte* base_ = nullptr;
-  mutable std::unordered_map<uint64_t, std::unique_ptr<float[]>> rows_;
+  mutable std::unordered_map<uint64_t, std::vector<float>> rows_;
   std::vector<int> fed_;                                     // [sequence] tokens appended
   std::vector<std::vector<int>> extra_;                      // [sequence][run]
   std::vector<std::vector<std::vector<uint32_t>>> entries_;  // [sequence][run or 0]

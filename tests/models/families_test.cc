@@ -268,6 +268,20 @@ TEST(KvPlan, SharedLayersTakeNone) {
   EXPECT_EQ(plan.layers[3].layer, 0);
 }
 
+TEST(KvPlan, WhichModelsHaveQuantisedKv) {
+  const ModelConfig llama = Parsed("LlamaForCausalLM");
+  for (const KvFormat format : {KvFormat(KvQuant::kFp8), KvFormat(KvQuant::kInt8), KvFormat(KvQuant::kInt4)}) {
+    EXPECT_TRUE(CheckKvFormat(llama, format).ok());
+    EXPECT_EQ(PlanKv(llama, 16, format).groups[0].layout.format(), format);
+    EXPECT_THAT(Message(CheckKvFormat(Parsed("DeepseekV2ForCausalLM", kDeepSeek), format)),
+                ::testing::HasSubstr(std::string(Name(format)) + ": the latent keys"));
+    ModelConfig wide = llama;
+    wide.head_dim = 264;
+    EXPECT_THAT(Message(CheckKvFormat(wide, format)), ::testing::HasSubstr("heads of 264 elements, at most 256"));
+  }
+  EXPECT_TRUE(CheckKvFormat(Parsed("DeepseekV2ForCausalLM", kDeepSeek), DType::kBF16).ok());
+}
+
 TEST(KvPlan, LatentIsAllThatIsKept) {
   const KvPlan plan = PlanKv(Parsed("DeepseekV2ForCausalLM", kDeepSeek), 16, DType::kBF16);
   ASSERT_EQ(plan.groups.size(), 1u);

@@ -15,10 +15,10 @@ namespace kvasir {
 
 class SequenceRunner {
  public:
-  SequenceRunner(Model* model, Device* device, int max_tokens, std::optional<DType> kv_dtype = std::nullopt,
+  SequenceRunner(Model* model, Device* device, int max_tokens, std::optional<KvFormat> kv_format = std::nullopt,
                  int block_tokens = 16)
       : model_(model), device_(device), block_tokens_(block_tokens) {
-    for (const KvGroup& group : model->kv_groups(block_tokens, kv_dtype)) {
+    for (const KvGroup& group : model->kv_groups(block_tokens, kv_format)) {
       // Blocks lie in reverse order, so that an index mistaken for a position shows.
       Group& mine = groups_.emplace_back(Group{group});
       mine.blocks.resize((max_tokens + block_tokens - 1) / block_tokens);

@@ -11,6 +11,7 @@
 #include <sstream>
 
 #include "kernels/clock.h"
+#include "kernels/kv_quant.h"
 #include "scheduler/engine.h"
 #include "scheduler/model_executor.h"
 #include "scheduler/policies.h"
@@ -54,13 +55,14 @@ using Answers = std::vector<std::shared_ptr<Answer>>;
 
 struct Case {
   std::string folder, quantization;
+  std::string kv = "";  // format; empty: as the weights
 };
 std::optional<QuantFormat> Quantization(const std::string& name) {
   if (name == "stored") return std::nullopt;
   return *ParseQuantFormat(name);
 }
 void PrintTo(const Case& c, std::ostream* out) {
-  *out << c.folder << " " << c.quantization;
+  *out << c.folder << " " << c.quantization << " " << c.kv;
 }
 
 // Reads a step before the next one is launched, whatever the device could do.
@@ -105,7 +107,8 @@ class ModelEngine : public testing::TestWithParam<Case> {
   void Build(int64_t extents, int max_step_tokens, int max_running, bool ahead = true, int64_t host_extents = 0) {
     engine_.reset();  // before what it uses
     executor_.reset();
-    const std::vector<KvGroup> groups = model_->kv_groups(kBlockTokens, std::nullopt);
+    const std::vector<KvGroup> groups =
+        model_->kv_groups(kBlockTokens, GetParam().kv.empty() ? std::nullopt : std::optional(*ParseKvFormat(GetParam().kv)));
     std::vector<KvGroupConfig> configs;
     for (const KvGroup& group : groups) configs.push_back({int64_t(group.layout.block_bytes()), group.window});
     const KvArenaPlan plan = PlanKvArena(configs);
@@ -195,7 +198,7 @@ TEST_P(ModelEngine, OneAnswer) {
     RunAll();
   }
   // Quantised, a model is another one than that of the goldens; its answers still agree with each other.
-  if (GetParam().quantization != "none") {
+  if (GetParam().quantization != "none" || !GetParam().kv.empty()) {
     for (size_t i = 0; i < prompts_.size(); ++i) expected_[i] = alone[i]->tokens;
   }
   ExpectSame(alone, alone, "alone");
@@ -283,12 +286,17 @@ std::vector<Case> Cases() {
   for (size_t i = 0; i < folders.size(); i += kEvery) cases.push_back({folders[i], formats[i % formats.size()]});
   for (const char* name : {"gptq-int4-moe", "gptq-int4-actorder", "awq-int4", "compressed-w8a8", "fp8-block"})
     cases.push_back({fmt::format("{}/tests/data/quantized/{}", KVASIR_SOURCE_DIR, name), "stored"});
+  // Grouped heads; windows; caps; states and KV side by side; layers that share KV.
+  for (const char* name : {"tiny/llama-bf16", "families/gemma2", "families/qwen3-next", "families/kv-owner-windows"})
+    for (const char* kv : {"fp8", "int8", "int4"})
+      cases.push_back({fmt::format("{}/tests/data/{}", KVASIR_SOURCE_DIR, name), "none", kv});
   return cases;
 }
 
 INSTANTIATE_TEST_SUITE_P(Checkpoints, ModelEngine, testing::ValuesIn(Cases()), [](const auto& info) {
   std::string name = stdfs::path(info.param.folder).filename();
   if (info.param.quantization != "none") name += "_" + info.param.quantization;
+  if (!info.param.kv.empty()) name += "_kv_" + info.param.kv;
   std::replace_if(
       name.begin(), name.end(), [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); }, '_');
   return name;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <set>
 
 namespace kvasir {
 
@@ -101,6 +102,27 @@ void ShadowExecutor::CheckGroup(const StepBatch& batch, size_t index, size_t gro
   }
 }
 
+// Under a stamp tables only grow, and blocks are let go; no two tables of a step have the same.
+void ShadowExecutor::CheckStamps(const StepBatch& batch) {
+  std::set<uint64_t> of_step;
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    for (const SequenceTable& table : batch.tables[g]) {
+      const int32_t blocks = (table.num_slots + block_tokens_ - 1) / block_tokens_;
+      if (table.stamp == 0 || !of_step.insert(table.stamp).second)
+        Report(fmt::format("a table of group {} has the stamp {}, as another one of the step", g, table.stamp));
+      std::vector<uint32_t>& known = stamped_[table.stamp];
+      for (int32_t i = 0; i < std::min(blocks, int32_t(known.size())); ++i) {
+        if (table.blocks[i] != known[size_t(i)] && table.blocks[i] != kNoBlock) {
+          Report(fmt::format("entry {} of a table of group {} has become {} from {} under the stamp {}", i, g, table.blocks[i],
+                             known[size_t(i)], table.stamp));
+        }
+        known[size_t(i)] = table.blocks[i];
+      }
+      if (blocks > int32_t(known.size())) known.insert(known.end(), table.blocks + known.size(), table.blocks + blocks);
+    }
+  }
+}
+
 void ShadowExecutor::WriteRows(const StepBatch& batch, size_t index) {
   const SequenceSlice& slice = batch.slices[index];
   const SequenceTable& table = batch.tables[0][size_t(slice.kv)];
@@ -189,23 +211,38 @@ Status ShadowExecutor::Launch(const StepBatch& batch, StepResult& result) {
     launched_.back().status = Internal("the device was lost (injected)");
     return rng_.Chance(0.5) ? launched_.back().status : OkStatus();
   }
-  for (const BlockCopy& copy : batch.copies) {
-    const auto from = slots_.begin() + int64_t(copy.from * granule_cells_),
-               to = slots_.begin() + int64_t(copy.to * granule_cells_);
-    std::copy_n(from, copy.bytes / int64_t(cell_bytes_), to);
-  }
-  // All history is read before anything is written, so a block that another sequence of this step has yet to compute is found
-  // out; and once more after, so that a write into a shared block is too.
-  for (size_t i = 0; i < batch.slices.size() && failure_.empty(); ++i) CheckSlots(batch, i, false, "history");
-  if (!failure_.empty()) return Internal("the step cannot be computed: {}", failure_);
-  for (size_t i = 0; i < batch.slices.size(); ++i) WriteRows(batch, i);
-  for (size_t i = 0; i < batch.slices.size(); ++i) CheckSlots(batch, i, true, "own step");
+  // What may go on beside the step happens before it or after it, which must not matter.
+  Copy(batch.copies);
+  const bool before = rng_.Chance(0.5);
+  if (before) Copy(batch.copies_beside);
+  const Status status = Compute(batch);
+  if (!before) Copy(batch.copies_beside);
+  KVASIR_RETURN_IF_ERROR(status);
   StepResult& own = launched_.back().result;
   own.samples.resize(result.samples.size());
   own.scores.resize(result.scores.size());
   Sample(batch, own);
   previous_tokens_.clear();
   for (const SampleResult& sample : own.samples) previous_tokens_.push_back(sample.token);
+  return OkStatus();
+}
+
+void ShadowExecutor::Copy(const std::vector<BlockCopy>& copies) {
+  for (const BlockCopy& copy : copies) {
+    const auto from = slots_.begin() + int64_t(copy.from * granule_cells_),
+               to = slots_.begin() + int64_t(copy.to * granule_cells_);
+    std::copy_n(from, copy.bytes / int64_t(cell_bytes_), to);
+  }
+}
+
+Status ShadowExecutor::Compute(const StepBatch& batch) {
+  CheckStamps(batch);
+  // All history is read before anything is written, so a block that another sequence of this step has yet to compute is found
+  // out; and once more after, so that a write into a shared block is too.
+  for (size_t i = 0; i < batch.slices.size() && failure_.empty(); ++i) CheckSlots(batch, i, false, "history");
+  if (!failure_.empty()) return Internal("the step cannot be computed: {}", failure_);
+  for (size_t i = 0; i < batch.slices.size(); ++i) WriteRows(batch, i);
+  for (size_t i = 0; i < batch.slices.size(); ++i) CheckSlots(batch, i, true, "own step");
   return OkStatus();
 }
 

@@ -3,8 +3,8 @@
 // sampled token is a hash of that text. So a wrong, stale, foreign or torn block is a reported failure and a wrong token too.
 // Several groups of layers share its memory as they share a device's: by the byte. A group with a window is checked where its
 // tokens read, and nothing before that may be held. A group may be a recurrent state instead: one slot per block, overwritten by
-// every token. With a depth of 2 a step's results are given only when it is finished, and what they name is known here alone.
-// Used by the simulator.
+// every token. Tables must do as their stamps say. With a depth of 2 a step's results are given only when it is finished, and
+// what they name is known here alone. Used by the simulator.
 #pragma once
 
 #include <algorithm>
@@ -82,8 +82,11 @@ class ShadowExecutor : public Executor {
   }
   void CheckSlots(const StepBatch& batch, size_t index, bool own_rows, const char* when);
   void CheckGroup(const StepBatch& batch, size_t index, size_t group, int32_t end, const char* when);
+  void CheckStamps(const StepBatch& batch);
   void WriteRows(const StepBatch& batch, size_t index);
   void CheckText(const StepBatch& batch, size_t index, const SampleRow& sample);
+  void Copy(const std::vector<BlockCopy>& copies);
+  Status Compute(const StepBatch& batch);
   void Sample(const StepBatch& batch, StepResult& result);
   int32_t TokenOf(int32_t id);  // an id of the batch, or what it names
   void Report(std::string what);
@@ -105,7 +108,8 @@ class ShadowExecutor : public Executor {
     Status status;
   };
   std::deque<Launched> launched_;
-  std::vector<int32_t> previous_tokens_;  // samples of the step before
+  std::map<uint64_t, std::vector<uint32_t>> stamped_;  // the entries that tables of a stamp have had
+  std::vector<int32_t> previous_tokens_;               // samples of the step before
   int depth_ = 1;
   int64_t steps_ = 0, fail_at_step_ = -1;
 };

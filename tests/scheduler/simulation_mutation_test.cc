@@ -41,12 +41,19 @@ constexpr NamedMutation kMutations[] = {
     {Mutation::kLatestFirst, "LatestFirst"},
     {Mutation::kKeepPending, "KeepPending"},
     {Mutation::kPendingUncounted, "PendingUncounted"},
+    {Mutation::kComputeTooSoon, "ComputeTooSoon"},
+    {Mutation::kFreeTooSoon, "FreeTooSoon"},
+    {Mutation::kAdmitBeside, "AdmitBeside"},
     {Mutation::kTrimTooFar, "TrimTooFar"},
     {Mutation::kTrimForgets, "TrimForgets"},
     {Mutation::kMatchWithoutWindow, "MatchWithoutWindow"},
     {Mutation::kForgetToUnpublish, "ForgetToUnpublish"},
     {Mutation::kCopyTooLittle, "CopyTooLittle"},
     {Mutation::kForgetMove, "ForgetMove"},
+    {Mutation::kCopyUnderStamp, "CopyUnderStamp"},
+    {Mutation::kPublishUnderStamp, "PublishUnderStamp"},
+    {Mutation::kForkStamp, "ForkStamp"},
+    {Mutation::kReuseStamp, "ReuseStamp"},
 };
 static_assert(std::size(kMutations) + 1 == size_t(Mutation::kCount), "every mutation is tried");
 

@@ -92,6 +92,21 @@ TEST(CliTest, BadValuesNameTheFlag) {
   EXPECT_FALSE(Parse({"serve", "--model", "m", "--tensor-parallel-size", "2"}).ok());
 }
 
+TEST(CliTest, KvCacheFormats) {
+  for (const char* format : {"auto", "float32", "fp16", "bfloat16", "fp8", "fp8_e4m3", "int8", "int4"}) {
+    const auto line = Parse({"serve", "--model", "m", "--kv-cache-dtype", format});
+    ASSERT_TRUE(line.ok()) << line.status();
+    EXPECT_THAT(DescribeOptions(line->serve), HasSubstr(fmt::format("kv-cache-dtype: {}\n", format)));
+    EXPECT_EQ(ParseKvCacheDType(format)->has_value(), format != std::string("auto"));
+  }
+  EXPECT_EQ(**ParseKvCacheDType("fp8_e4m3"), KvFormat(KvQuant::kFp8));
+  EXPECT_EQ(**ParseKvCacheDType("half"), KvFormat(DType::kF16));
+  const std::string message = Message(Parse({"serve", "--model", "m", "--kv-cache-dtype", "fp4"}).status());
+  EXPECT_THAT(message, HasSubstr("--kv-cache-dtype"));
+  EXPECT_THAT(message, HasSubstr("'fp4'"));
+  EXPECT_THAT(message, HasSubstr("supported: float32, float16, bfloat16, fp8, int8, int4"));
+}
+
 TEST(CliTest, ConfigFileBelowFlags) {
   const std::string path = WriteFile(
       "ok.yaml", "model: from-file\nport: 9001\nmax_num_seqs: 4\nserved-model-name: [x, y]\nenable-prefix-caching: false\n");

@@ -71,6 +71,11 @@ TEST(CudaDevice, FailsCleanlyAtEveryCall) {
   const EndFailure end;
   std::vector<float> values(64 * 64, 0.5f);
   const HostMatrix matrix = {values.data(), DType::kF32, 64, 64, "w"};
+  const uint32_t blocks[] = {0, 0};
+  const SequenceTable table = {blocks, 17, nullptr, 1};
+  const KvLayout layout = {DType::kF32, 16, 1, 1, 16};
+  const std::vector<SequenceSlice> slices = {{0, 1, 0}};
+  const std::vector<int32_t> ids = {1};
   bool failed = true;
   for (int calls = 0; failed; ++calls) {
     ASSERT_LT(calls, 500);
@@ -78,9 +83,17 @@ TEST(CudaDevice, FailsCleanlyAtEveryCall) {
     const auto device = MakeCudaDevice();
     failed = !device.ok();
     if (failed) continue;
+    const auto pages = (*device)->Allocate(layout.block_bytes(), "kv");
+    const std::vector<PagedKv> kv = {
+        {pages.ok() ? static_cast<std::byte*>(*pages) : nullptr, layout.block_bytes(), layout, {&table, 1}}};
     const auto weight = (*device)->PackLinear({&matrix, 1}, DType::kBF16, {QuantFormat::Kind::kInt8, 32});
     const auto x = (*device)->Allocate(64 * 4, "x"), y = (*device)->Allocate(64 * 4, "y");
-    failed = !weight.ok() || !x.ok() || !y.ok();
+    failed = !weight.ok() || !x.ok() || !y.ok() || !pages.ok();
+    for (int step = 0; step < 2 && !failed; ++step) {
+      (*device)->StartStep({.token_ids = ids, .positions = ids, .slices = slices, .kv = kv, .program = 1}, 8);
+      (*device)->Attention(static_cast<float*>(*x), 0, {.num_q_heads = 1, .scale = 1}, slices, kv[0], static_cast<float*>(*y));
+      (*device)->FinishStep();
+    }
     if (!failed) {
       (*device)->Linear(static_cast<float*>(*x), 1, *weight, nullptr, static_cast<float*>(*y));
       const SamplingParams greedy = {.temperature = 0};

@@ -12,12 +12,13 @@ TEST(CudaEngineBench, Runs) {
   const std::vector<EngineShape> shapes = EngineShapes();
   const auto results = BenchEngineShape(*device, shapes.back(), machine);
   ASSERT_TRUE(results.ok()) << results.status();
-  ASSERT_EQ(results->size(), 1 + 2 * 3);
+  ASSERT_EQ(results->size(), 1 + 2 + 2 * 3);
   for (const BenchResult& result : *results) {
     PrintResult(result, false);
     EXPECT_GT(result.value, 0) << result.name;
   }
-  EXPECT_THAT((*results)[1].name, testing::HasSubstr("decode, batch 1"));
+  EXPECT_THAT((*results)[1].name, testing::HasSubstr("from the host"));
+  EXPECT_THAT((*results)[3].name, testing::HasSubstr("decode, batch 1"));
 }
 
 }  // namespace

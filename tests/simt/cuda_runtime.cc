@@ -13,8 +13,22 @@
 namespace kvasir::simt {
 namespace {
 
-// One reserved range; every allocation takes pages of its own and leaves one that is never opened behind it.
-constexpr size_t kRangeBytes = size_t{64} << 30, kPage = 4096, kTotalBytes = size_t{8} << 30;
+// One reserved range; every allocation takes pages of its own and leaves one that is never opened behind it. Only pages that are
+// touched take memory of the host, so the device may have more than that.
+constexpr size_t kRangeBytes = size_t{512} << 30, kPage = 4096;
+// Allocations from here on, and what of them is set to zero, are left to the system, which gives zeros when they are touched.
+// They are never closed: it takes as long as they are large.
+constexpr size_t kLazyBytes = size_t{1} << 30;
+
+// Of the device: 8 GiB, or KVASIR_SIMT_GIB.
+size_t TotalBytes() {
+  static const size_t total = [] {
+    const char* const text = std::getenv("KVASIR_SIMT_GIB");
+    constexpr size_t kUsual = 8;
+    return (text != nullptr ? size_t(std::atoi(text)) : kUsual) << 30;
+  }();
+  return total;
+}
 
 struct Memory {
   char* begin = nullptr;
@@ -39,7 +53,8 @@ void Protect(int protection) {
     TheMemory().stays_open = true;
     protection = PROT_READ | PROT_WRITE;
   }
-  for (const auto& [at, bytes] : TheMemory().allocations) mprotect(at, bytes, protection);
+  for (const auto& [at, bytes] : TheMemory().allocations)
+    if (bytes < kLazyBytes) mprotect(at, bytes, protection);
 }
 
 cudaError_t failure = cudaSuccess;
@@ -84,17 +99,17 @@ void* DeviceAllocate(size_t bytes) {
     if (range == MAP_FAILED) return nullptr;
     memory.begin = static_cast<char*>(range);
   }
-  if (bytes > kTotalBytes) return nullptr;
+  if (bytes > TotalBytes()) return nullptr;
   const size_t pages = (bytes + kPage - 1) / kPage * kPage + (bytes == 0 ? kPage : 0);
-  if (memory.in_use + pages > kTotalBytes) return nullptr;
+  if (memory.in_use + pages > TotalBytes()) return nullptr;
   if (memory.used + pages + kPage > kRangeBytes) return nullptr;
   char* const at = memory.begin + memory.used;
   memory.used += pages + kPage;
   memory.in_use += pages;
   // What was never written is NaN; the end of the bytes is the end of the pages when 256 divides them.
   mprotect(at, pages, PROT_READ | PROT_WRITE);
-  std::memset(at, 0xff, pages);
-  if (memory.closed && !memory.stays_open) mprotect(at, pages, PROT_NONE);
+  if (pages < kLazyBytes) std::memset(at, 0xff, pages);
+  if (memory.closed && !memory.stays_open && pages < kLazyBytes) mprotect(at, pages, PROT_NONE);
   memory.allocations[at] = pages;
   char* const shifted = at + (pages - (bytes + 255) / 256 * 256);
   return shifted;
@@ -115,6 +130,19 @@ bool DeviceFree(void* pointer) {
     memory.stays_open = false;
   }
   return true;
+}
+
+void DeviceSet(void* to, int value, size_t bytes) {
+  char* const begin = static_cast<char*>(to);
+  const auto page_of = [](char* at) { return reinterpret_cast<char*>(reinterpret_cast<uintptr_t>(at) / kPage * kPage); };
+  char *const first = page_of(begin + kPage - 1), *const last = page_of(begin + bytes);
+  if (value != 0 || bytes < kLazyBytes) {
+    std::memset(to, value, bytes);
+    return;
+  }
+  std::memset(begin, 0, size_t(first - begin));
+  madvise(first, size_t(last - first), MADV_DONTNEED);
+  std::memset(last, 0, size_t(begin + bytes - last));
 }
 
 size_t DeviceBytesInUse() {
@@ -139,6 +167,8 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "invalid argument";
     case cudaErrorMemoryAllocation:
       return "out of memory";
+    case cudaErrorNotSupported:
+      return "operation not supported";
     case cudaErrorNotReady:
       return "device not ready";
     case cudaErrorIllegalAddress:
@@ -170,15 +200,18 @@ cudaError_t cudaSetDevice(int) {
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   std::memset(properties, 0, sizeof *properties);
   std::strcpy(properties->name, "emulated GPU");
-  properties->totalGlobalMem = kvasir::simt::kTotalBytes;
-  properties->major = 8;
-  properties->minor = 0;
+  properties->totalGlobalMem = kvasir::simt::TotalBytes();
+  // KVASIR_SIMT_ARCHITECTURE=90: a GPU that has what hopper.cuh wraps.
+  const char* const wanted = std::getenv("KVASIR_SIMT_ARCHITECTURE");
+  const int architecture = wanted != nullptr ? std::atoi(wanted) : 80;
+  properties->major = architecture / 10;
+  properties->minor = architecture % 10;
   properties->multiProcessorCount = 4;
-  properties->sharedMemPerBlockOptin = 163 << 10;
+  properties->sharedMemPerBlockOptin = (architecture >= 90 ? 227 : 163) << 10;
   return Next();
 }
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
-  *total = kvasir::simt::kTotalBytes;
+  *total = kvasir::simt::TotalBytes();
   *free = *total - kvasir::simt::DeviceBytesInUse();
   return Next();
 }

@@ -140,8 +140,9 @@ inline uint32_t Ballot(bool value) {
   });
   return mine.result;
 }
-inline void WaitForPreviousKernel() {}
-inline void LetNextKernelStart() {}
+inline void WaitForPreviousKernel() {
+  simt::WaitForPrevious();
+}
 
 inline uint32_t PackBf16(float low, float high) {
   return uint32_t{F32ToBF16(low)} | uint32_t{F32ToBF16(high)} << 16;
@@ -155,6 +156,32 @@ inline float Bf16ToFloat(uint16_t bits) {
 inline float F16ToFloat(uint16_t bits) {
   return F16ToF32(bits);
 }
+template <typename Op>
+uint32_t BothHalves(Op op) {
+  return uint32_t{F32ToF16(op(0))} | uint32_t{F32ToF16(op(16))} << 16;
+}
+inline float HalfAt(uint32_t pair, int shift) {
+  return F16ToF32(uint16_t(pair >> shift));
+}
+inline uint32_t SubF16x2(uint32_t a, uint32_t b) {
+  return BothHalves([&](int at) { return HalfAt(a, at) - HalfAt(b, at); });
+}
+inline uint32_t MulF16x2(uint32_t a, uint32_t b) {
+  return BothHalves([&](int at) { return HalfAt(a, at) * HalfAt(b, at); });
+}
+// Rounded once only where the sum fits a float.
+inline uint32_t FmaF16x2(uint32_t a, uint32_t b, uint32_t c) {
+  return BothHalves([&](int at) { return std::fma(HalfAt(a, at), HalfAt(b, at), HalfAt(c, at)); });
+}
+inline uint32_t PermuteBytes(uint32_t a, uint32_t b, uint32_t selector) {
+  const uint64_t both = uint64_t{b} << 32 | a;
+  uint32_t out = 0;
+  for (int i = 0; i < 4; ++i) out |= uint32_t(both >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
+  return out;
+}
+inline uint32_t Fp8x2ToF16x2(uint32_t codes) {
+  return uint32_t{F32ToF16(Fp8E4M3ToF32(uint8_t(codes)))} | uint32_t{F32ToF16(Fp8E4M3ToF32(uint8_t(codes >> 8)))} << 16;
+}
 inline float Exp2(float x) {
   return std::exp2(x);
 }
@@ -166,6 +193,9 @@ inline uint4 LoadStreamed(const void* address) {
 }
 inline void CopyAsync16(void* shared, const void* global, bool valid = true) {
   simt::CopyLater(shared, global, 16, valid);
+}
+inline void CopyAsync4(void* shared, const void* global, bool valid = true) {
+  simt::CopyLater(shared, global, 4, valid);
 }
 inline void CommitCopies() {
   simt::CloseCopies();

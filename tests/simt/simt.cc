@@ -92,6 +92,11 @@ struct Copy {
   int group;
 };
 
+struct Product {
+  std::function<void()> compute;
+  int group;
+};
+
 struct Fiber {
   Context context;
   char* stack = nullptr;
@@ -99,10 +104,13 @@ struct Fiber {
   Place place;
   int index = 0;
   bool done = false;
+  bool has_waited = false;              // for the kernel before
   const uint32_t* waits_for = nullptr;  // may go on when this is not waits_while any more
   uint32_t waits_while = 0;
   std::vector<Copy> copies;
   int open_group = 0;
+  std::vector<Product> products;
+  int open_products = 0;
 };
 
 struct Meeting {
@@ -110,11 +118,27 @@ struct Meeting {
   int arrived = 0;
   const char* what = nullptr;
   Combine combine = nullptr;
-  void* mine[32] = {};
+  void* mine[128] = {};
+};
+
+// An mbarrier. It lies here, and only its address is of the kernel's shared memory.
+struct Barrier {
+  uint32_t phase = 0;
+  int arrivals = 0, pending = 0, bytes = 0;
+  void EndPhase() {
+    if (pending > 0 || bytes != 0) return;
+    ++phase;
+    pending = arrivals;
+  }
+};
+struct BulkCopy {
+  Barrier* barrier;
+  std::vector<Piece> pieces;
 };
 
 struct Machine {
   uint64_t seed = 0, runs = 0;
+  int64_t products = 0;
   char* stacks = nullptr;
   std::vector<Fiber> fibers;
   Context main;
@@ -123,8 +147,11 @@ struct Machine {
   size_t main_stack_size = 0;
   Fiber* running = nullptr;
   int block_threads = 0;
-  std::vector<Meeting> warps;
+  std::vector<Meeting> warps, groups;
   Meeting block;
+  std::map<int, Meeting> numbered;
+  std::map<void*, Barrier> barriers;
+  std::vector<BulkCopy> bulk;
   const std::function<void()>* body = nullptr;
   bool eager_copies = false;
   std::unique_ptr<unsigned char[]> shared;
@@ -162,6 +189,7 @@ void FiberMain() {
   __sanitizer_finish_switch_fiber(nullptr, &machine.main_stack_bottom, &machine.main_stack_size);
 #endif
   (*machine.body)();
+  if (!machine.running->has_waited) Die("a kernel does not wait for the one before it", machine.running->index);
   machine.running->done = true;
   ToMain(true);
   std::abort();
@@ -186,7 +214,23 @@ void MakeFibers(int threads) {
   }
   machine.block_threads = threads;
   machine.warps.assign((threads + 31) / 32, {});
+  machine.groups.assign((threads + 127) / 128, {});
   machine.block = {};
+}
+
+// Lands what was copied for this barrier, or for all.
+bool LandBulk(const Barrier* barrier) {
+  std::vector<BulkCopy> landing, kept;
+  for (BulkCopy& copy : machine.bulk) (barrier == nullptr || copy.barrier == barrier ? landing : kept).push_back(std::move(copy));
+  machine.bulk = std::move(kept);
+  for (const BulkCopy& copy : landing) {
+    for (const Piece& piece : copy.pieces) {
+      std::memcpy(piece.to, piece.from, piece.bytes);
+      copy.barrier->bytes -= int(piece.bytes);
+    }
+    copy.barrier->EndPhase();
+  }
+  return !landing.empty();
 }
 
 void RunBlock(const Place& place, const std::vector<int>& warp_order) {
@@ -198,9 +242,12 @@ void RunBlock(const Place& place, const std::vector<int>& warp_order) {
     fiber.place.thread = dim3(unsigned(i), 0, 0);
     fiber.index = i;
     fiber.done = false;
+    fiber.has_waited = false;
     fiber.waits_for = nullptr;
     fiber.copies.clear();
     fiber.open_group = 0;
+    fiber.products.clear();
+    fiber.open_products = 0;
 #if defined(__SANITIZE_ADDRESS__)
     __asan_unpoison_memory_region(fiber.stack, kStackBytes);
 #endif
@@ -208,6 +255,9 @@ void RunBlock(const Place& place, const std::vector<int>& warp_order) {
   }
   // Shared memory of exactly the size asked for, NaN in every type of float, at the end of its allocation for ASan's sake.
   std::memset(machine.shared_begin, 0xff, machine.shared_bytes);
+  machine.numbered.clear();
+  machine.barriers.clear();
+  machine.bulk.clear();
   for (int live = threads; live > 0;) {
     bool progressed = false;
     for (const int warp : warp_order) {
@@ -219,15 +269,18 @@ void RunBlock(const Place& place, const std::vector<int>& warp_order) {
         if (fiber.done) --live;
       }
     }
-    if (!progressed) {
+    if (!progressed && !LandBulk(nullptr)) {
       for (int i = 0; i < threads; ++i) {
         const Fiber& fiber = machine.fibers[i];
-        if (!fiber.done && fiber.waits_for != &machine.block.generation)
+        if (!fiber.done && fiber.waits_for == &machine.warps[i / 32].generation)
           std::fprintf(stderr, "simt: thread %d waits for its warp in %s\n", i, machine.warps[i / 32].what);
+        if (!fiber.done && fiber.waits_for == &machine.groups[i / 128].generation)
+          std::fprintf(stderr, "simt: thread %d waits for its warpgroup in %s\n", i, machine.groups[i / 128].what);
       }
       Die("threads wait for others that have ended or wait elsewhere", 0);
     }
   }
+  if (!machine.bulk.empty()) Die("a block ends before what it copies in bulk has landed", 0);
 }
 
 std::vector<int> Order(int count, Rng& rng, bool shuffled) {
@@ -254,6 +307,9 @@ void Seed(uint64_t seed) {
 
 void Run(dim3 grid, int block, size_t shared, const std::function<void()>& body) {
   if (machine.running != nullptr) Die("a kernel cannot start kernels", 0);
+  constexpr unsigned kMostWide = 0x7fffffff, kMostHigh = 65535;
+  if (grid.x > kMostWide || grid.y > kMostHigh || grid.z > kMostHigh)
+    Die("a grid has 2^31 - 1 x 65535 x 65535 blocks at most", 0);
   const OpenDeviceMemory open;
   Rng rng(machine.seed, machine.runs++);
   const bool shuffled = machine.seed != 0;
@@ -288,21 +344,34 @@ size_t SharedBytes() {
   return machine.shared_bytes;
 }
 
-void MeetWarp(const char* what, void* mine, Combine combine) {
+namespace {
+
+void Meet(Meeting& meeting, int place, int lanes, const char* what, void* mine, Combine combine) {
   Fiber& fiber = *machine.running;
-  Meeting& meeting = machine.warps[fiber.index / 32];
-  const int lanes = std::min(32, machine.block_threads - fiber.index / 32 * 32);
   if (meeting.arrived > 0 && meeting.combine != combine) {
     std::fprintf(stderr, "simt: %s meets %s\n", what, meeting.what);
     Die("lanes of a warp are at different warp-wide functions", fiber.index);
   }
   meeting.what = what;
   meeting.combine = combine;
-  meeting.mine[fiber.index % 32] = mine;
+  meeting.mine[place] = mine;
   if (++meeting.arrived < lanes) return WaitFor(meeting, meeting.generation);
   combine(meeting.mine, lanes);
   meeting.arrived = 0;
   ++meeting.generation;
+}
+
+}  // namespace
+
+void MeetWarp(const char* what, void* mine, Combine combine) {
+  const int index = machine.running->index;
+  Meet(machine.warps[index / 32], index % 32, std::min(32, machine.block_threads - index / 32 * 32), what, mine, combine);
+}
+
+void MeetGroup(const char* what, void* mine, Combine combine) {
+  const int index = machine.running->index;
+  if (machine.block_threads < index / 128 * 128 + 128) Die("a warpgroup has less than 128 threads", index);
+  Meet(machine.groups[index / 128], index % 128, 128, what, mine, combine);
 }
 
 void MeetBlock() {
@@ -310,6 +379,77 @@ void MeetBlock() {
   if (++meeting.arrived < machine.block_threads) return WaitFor(meeting, meeting.generation);
   meeting.arrived = 0;
   ++meeting.generation;
+}
+
+void MeetNumbered(int number, int threads) {
+  Meeting& meeting = machine.numbered[number];
+  if (++meeting.arrived < threads) return WaitFor(meeting, meeting.generation);
+  meeting.arrived = 0;
+  ++meeting.generation;
+}
+
+namespace {
+
+Barrier& TheBarrier(void* at) {
+  const auto found = machine.barriers.find(at);
+  if (found == machine.barriers.end()) Die("there is no barrier at this address", machine.running->index);
+  return found->second;
+}
+
+}  // namespace
+
+void BarrierMake(void* at, int arrivals) {
+  if (reinterpret_cast<uintptr_t>(at) % 8 != 0) Die("a barrier is not aligned", machine.running->index);
+  if (!machine.barriers.emplace(at, Barrier{0, arrivals, arrivals, 0}).second)
+    Die("a barrier is made twice", machine.running->index);
+}
+
+void BarrierArrive(void* at, int bytes) {
+  Barrier& barrier = TheBarrier(at);
+  if (barrier.pending == 0) Die("more arrive at a barrier than it was made for", machine.running->index);
+  barrier.bytes += bytes;
+  --barrier.pending;
+  barrier.EndPhase();
+}
+
+void BarrierWait(void* at, int parity) {
+  Barrier& barrier = TheBarrier(at);
+  if (int(barrier.phase & 1) == parity) LandBulk(&barrier);
+  Fiber& fiber = *machine.running;
+  while (int(barrier.phase & 1) == parity) {
+    fiber.waits_for = &barrier.phase;
+    fiber.waits_while = barrier.phase;
+    ToMain(false);
+  }
+  fiber.waits_for = nullptr;
+}
+
+void CopyBulkLater(void* at, std::vector<Piece> pieces) {
+  machine.bulk.push_back({&TheBarrier(at), std::move(pieces)});
+  if (machine.eager_copies) LandBulk(machine.bulk.back().barrier);
+}
+
+void MultiplyLater(std::function<void()> product) {
+  ++machine.products;
+  if (machine.eager_copies) return product();
+  machine.running->products.push_back({std::move(product), machine.running->open_products});
+}
+int64_t ProductsStarted() {
+  return machine.products;
+}
+void CloseProducts() {
+  ++machine.running->open_products;
+}
+void FinishProducts(int pending) {
+  Fiber& fiber = *machine.running;
+  size_t done = 0;
+  for (; done < fiber.products.size() && fiber.products[done].group < fiber.open_products - pending; ++done)
+    fiber.products[done].compute();
+  fiber.products.erase(fiber.products.begin(), fiber.products.begin() + std::ptrdiff_t(done));
+}
+
+void WaitForPrevious() {
+  machine.running->has_waited = true;
 }
 
 void CopyLater(void* to, const void* from, size_t bytes, bool valid) {

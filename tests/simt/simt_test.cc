@@ -13,6 +13,7 @@ struct Numbers {
 };
 
 void Reverse(const float* in, float* out) {
+  WaitForPreviousKernel();
   KVASIR_SHARED(Numbers, shared);
   shared.values[threadIdx.x] = in[blockIdx.x * 64 + threadIdx.x];
   SyncBlock();
@@ -43,6 +44,7 @@ TEST(Simt, BlocksShareMemoryAndMeet) {
 }
 
 void Sums(float* out) {
+  WaitForPreviousKernel();
   const float sum = WarpSum(float(threadIdx.x)), max = WarpMax(float(threadIdx.x));
   const uint32_t odd = Ballot(threadIdx.x % 2 == 1);
   if (Lane() == 0) {
@@ -69,6 +71,7 @@ struct Tiles {
   alignas(16) uint16_t a[16][16], b[16][8];
 };
 void Multiply(const float* a, const float* b, float* d) {
+  WaitForPreviousKernel();
   KVASIR_SHARED(Tiles, tiles);
   for (int i = int(threadIdx.x); i < 256; i += 32) tiles.a[i / 16][i % 16] = uint16_t(PackBf16(a[i], 0));
   for (int i = int(threadIdx.x); i < 128; i += 32) tiles.b[i / 8][i % 8] = uint16_t(PackBf16(b[i], 0));
@@ -106,6 +109,7 @@ struct Lines {
   alignas(16) uint32_t words[32][4];
 };
 void CopyLines(const uint32_t* in, uint32_t* out, bool wait) {
+  WaitForPreviousKernel();
   KVASIR_SHARED(Lines, lines);
   CopyAsync16(lines.words[threadIdx.x], in + threadIdx.x * 4, threadIdx.x != 5);
   CommitCopies();
@@ -132,15 +136,19 @@ TEST(Simt, AsynchronousCopiesLandWhenWaitedFor) {
 }
 
 void HalfMeets() {
+  WaitForPreviousKernel();
   if (threadIdx.x < 16) SyncBlock();
 }
 void Mixed() {
+  WaitForPreviousKernel();
   if (threadIdx.x % 2 == 0)
     SyncWarp();
   else
     Ballot(true);
 }
+void DoesNotWait() {}
 void TooLittleShared() {
+  WaitForPreviousKernel();
   KVASIR_SHARED(Numbers, shared);
   shared.values[0] = 1;
 }
@@ -148,6 +156,7 @@ void TooLittleShared() {
 TEST(SimtDeathTest, WrongKernelsEndTheProgram) {
   EXPECT_DEATH((Launch(HalfMeets, dim3(1), 32, 0, nullptr), simt::RunQueued()), "threads wait for others");
   EXPECT_DEATH((Launch(Mixed, dim3(1), 32, 0, nullptr), simt::RunQueued()), "different warp-wide functions");
+  EXPECT_DEATH((Launch(DoesNotWait, dim3(1), 32, 0, nullptr), simt::RunQueued()), "does not wait for the one before");
   EXPECT_DEATH((Launch(TooLittleShared, dim3(1), 32, 16, nullptr), simt::RunQueued()), "shared memory");
   const DeviceArray array(64);
   EXPECT_DEATH(*array.As<volatile float>() = 1, "");

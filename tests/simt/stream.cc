@@ -122,7 +122,7 @@ cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stre
   if (const cudaError_t error = NextCall()) return error;
   kvasir::simt::Enqueue(stream, [=] {
     const kvasir::simt::OpenDeviceMemory open;
-    std::memset(to, value, bytes);
+    kvasir::simt::DeviceSet(to, value, bytes);
   });
   return cudaSuccess;
 }
