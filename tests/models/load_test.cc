@@ -14,6 +14,7 @@
 #include "tests/models/fake_fs.h"
 #include "tests/models/model_runner.h"
 #include "tests/models/test_folder.h"
+#include "tests/sanitized.h"
 
 namespace kvasir {
 namespace {
@@ -238,11 +239,7 @@ std::vector<Broken> BrokenFiles() {
   };
 }
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr std::chrono::seconds kPatience(60);
-#else
-constexpr std::chrono::seconds kPatience(5);
-#endif
+constexpr std::chrono::seconds kPatience(kSanitized ? 60 : 5);
 
 long PeakKilobytes() {
   rusage usage;

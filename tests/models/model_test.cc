@@ -14,6 +14,7 @@
 
 #include "kernels/kv_quant.h"
 #include "tests/models/model_runner.h"
+#include "tests/sanitized.h"
 
 namespace kvasir {
 namespace {
@@ -271,11 +272,7 @@ TEST_P(OnDevice, SmallCheckpointsMatchTransformers) {
 TEST_P(OnDevice, QuantisedCheckpointsAgreeWithTheReference) {
   if (GetParam() == "reference") GTEST_SKIP() << "the reference itself";
   const std::vector<std::string> formats = {"int8", "int4", "int8:32", "int4:128", "int8:64", "int4:32"};
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  constexpr size_t kEvery = 7;  // the reference is slow there; together the formats are still all met
-#else
-  constexpr size_t kEvery = 1;
-#endif
+  constexpr size_t kEvery = kSanitized ? 7 : 1;  // the reference is slow there; together the formats are still all met
   const std::vector<std::string> folders = Checkpoints();
   for (size_t i = 0, folder = 0; folder < folders.size(); folder += kEvery) {
     const std::string& dir = folders[folder];

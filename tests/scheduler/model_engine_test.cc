@@ -15,6 +15,7 @@
 #include "scheduler/engine.h"
 #include "scheduler/model_executor.h"
 #include "scheduler/policies.h"
+#include "tests/sanitized.h"
 
 namespace kvasir {
 namespace {
@@ -277,11 +278,7 @@ std::vector<Case> Cases() {
   std::vector<Case> cases;
   for (const std::string& folder : Checkpoints()) cases.push_back({folder, "none"});
   const std::vector<std::string> formats = {"int8", "int4", "int8:32", "int4:32"};
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  constexpr size_t kEvery = 5;
-#else
-  constexpr size_t kEvery = 1;
-#endif
+  constexpr size_t kEvery = kSanitized ? 5 : 1;
   const std::vector<std::string> folders = Checkpoints();
   for (size_t i = 0; i < folders.size(); i += kEvery) cases.push_back({folders[i], formats[i % formats.size()]});
   for (const char* name : {"gptq-int4-moe", "gptq-int4-actorder", "awq-int4", "compressed-w8a8", "fp8-block"})
