@@ -16,6 +16,7 @@ _generated = tempfile.mkdtemp(prefix="kvasir-proto-")
 if protoc.main(["", f"-I{ROOT / 'proto'}", f"--python_out={_generated}", f"--grpc_python_out={_generated}", str(ROOT / "proto/kvasir.proto")]) != 0:
     raise ImportError("protoc failed on kvasir.proto")
 sys.path.insert(0, _generated)
+from kvasir_server import SLOW  # noqa: E402
 import kvasir_pb2 as pb  # noqa: E402
 import kvasir_pb2_grpc as pb_grpc  # noqa: E402
 
@@ -32,7 +33,7 @@ class Client:
     def __exit__(self, *_):
         self.channel.close()
 
-    def generate(self, request, timeout=120):
+    def generate(self, request, timeout=120 * SLOW):
         return self.stub.Generate(request, timeout=timeout, metadata=self.metadata)
 
     def generate_ids(self, ids, max_tokens, **sampling):

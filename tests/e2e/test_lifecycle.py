@@ -168,7 +168,7 @@ def stream_to_end(server, ended, i):
 
 @pytest.mark.parametrize("drain", [60, 0])
 def test_sigterm_under_load_loses_no_terminal_event(drain):
-    server = Server(DEMO, "--drain-timeout", drain, "--max-num-seqs", 64)
+    server = Server(DEMO, "--drain-timeout", int(drain * SLOW), "--max-num-seqs", 64)
     ended = {}
     threads = [threading.Thread(target=stream_to_end, args=(server, ended, i)) for i in range(100)]
     for thread in threads:

@@ -5,7 +5,7 @@ import pytest
 
 openai = pytest.importorskip("openai", reason="the openai package is not installed (pip install -r tests/e2e/requirements.txt)")
 
-from kvasir_server import DEMO, Server  # noqa: E402
+from kvasir_server import DEMO, SLOW, Server  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,7 @@ def server():
 
 @pytest.fixture(scope="module")
 def client(server):
-    return openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", timeout=60)
+    return openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", timeout=60 * SLOW)
 
 
 MESSAGES = [{"role": "user", "content": "Hello! Who are you?"}]

@@ -388,7 +388,7 @@ def test_progress_on_a_terminal(hub, tmp_path):
         if not data:
             break
         seen += data
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=60 * SLOW)
     os.close(ours)
     assert process.returncode == 0 and out.decode().strip().endswith(COMMIT)
     assert seen.count(b"\rpulling [") > 3 and b"100%" in seen and b"MiB/s" in seen

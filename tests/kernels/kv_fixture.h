@@ -15,6 +15,7 @@
 #include "kernels/device.h"
 #include "kernels/kv_quant.h"
 #include "kernels/rng.h"
+#include "tests/sanitized.h"
 
 namespace kvasir::testing {
 
@@ -43,9 +44,10 @@ inline std::unique_ptr<Device> MakeDevice(const DeviceChoice& choice) {
 }
 
 // Every ISA of this machine for the CPU device, and "cuda" where there is a GPU or the test is linked with the emulated one
-// (tests/simt).
+// (tests/simt). Threads share the work in the same way on all ISAs: ThreadSanitizer gets the best one.
 inline std::vector<std::string> DeviceNames() {
   std::vector<std::string> names = CpuIsaNames();
+  if (kThreadSanitized) names.resize(1);
   if (HasCudaDevice())
     names.push_back("cuda");
   else
@@ -58,9 +60,10 @@ inline bool IsEmulated(const Device& device) {
   return device.Info().name.find("emulated") != std::string::npos;
 }
 
-// reference, then all of DeviceNames().
+// The reference, which has no threads, then all of DeviceNames().
 inline std::vector<DeviceChoice> AllDevices() {
-  std::vector<DeviceChoice> all = {{"reference", 1}};
+  std::vector<DeviceChoice> all;
+  if (!kThreadSanitized) all.push_back({"reference", 1});
   for (const std::string& name : DeviceNames()) all.push_back({name, name == "cuda" ? 1 : 2});
   return all;
 }
