@@ -18,7 +18,6 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 BIN = os.environ.get("KVASIR_BIN", str(ROOT / "build/release/kvasir"))
 MODELS = pathlib.Path(os.environ.get("KVASIR_TEST_MODELS", str(ROOT / "../shared/models")))
 DEMO = ROOT / "demo"
-TINY = ROOT / "tests/data/tiny"
 os.environ.setdefault("KVASIR_PACKED_CACHE", "off")  # tests leave nothing in the user's cache
 # Sanitizer builds are several times slower: time limits stretch, correctness does not.
 SLOW = float(os.environ.get("KVASIR_TEST_SLOWDOWN", "1"))
@@ -69,6 +68,13 @@ class Server:
                     return
             time.sleep(0.02)
         raise RuntimeError(f"server not ready:\n{self.log}")
+
+    def wait_for_log(self, text, timeout=60):
+        """A server may have answered before what it wrote earlier has been read here."""
+        deadline = time.time() + timeout * SLOW
+        while text not in self.log and time.time() < deadline:
+            time.sleep(0.02)
+        assert text in self.log, self.log
 
     def request(self, method, path, body=None, headers=None, timeout=120):
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout * SLOW)

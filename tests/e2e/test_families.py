@@ -61,4 +61,4 @@ def test_family(name, tmp_path):
 
 def test_a_block_of_recurrent_state_has_256_tokens(tmp_path):
     with Server(make_folder("qwen3-next", tmp_path), "--max-num-seqs", "4") as server:
-        assert "blocks of 256 tokens" in server.log
+        server.wait_for_log("blocks of 256 tokens")

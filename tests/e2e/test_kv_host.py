@@ -33,7 +33,7 @@ def expected():
 def test_second_turn_comes_from_the_host(expected):
     flags = ("--num-gpu-blocks-override", BLOCKS, "--kv-host-memory", "64m", "--check-invariants")
     with Server(DEMO, *flags) as server:
-        assert "64.0 MiB" in server.log
+        server.wait_for_log("64.0 MiB")
         for turn in range(3):
             for body, wanted in zip(bodies(), expected):
                 got, cached = answer(server, body)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from kvasir_server import DEMO, SLOW, Server
+from kvasir_server import DEMO, Server
 
 HIDDEN, LAYERS, VOCAB, FFN = 256, 4, 16384, 1024  # 32 MB as packed: more than what is too small to keep
 
@@ -55,50 +55,44 @@ def answers(server):
     return json.dumps([[c["token_ids"], c["logprobs"]] for c in found])
 
 
-def wait_for(server, text):
-    deadline = time.time() + 60 * SLOW
-    while text not in server.log and time.time() < deadline:
-        time.sleep(0.02)
-    assert text in server.log, server.log
-
-
 @pytest.mark.parametrize("quantization", ["none", "int8"])
 def test_second_start_maps(model, tmp_path, quantization):
     flags = ("--quantization", quantization, "--packed-cache", tmp_path / "packed", "--kv-cache-memory-bytes", "64m")
     if quantization == "int8":  # half as large, not kept by itself
         flags += ("--dtype", "float32")
     with Server(model, *flags) as server:
-        wait_for(server, "packed weights kept for the next start")
+        server.wait_for_log("packed weights kept for the next start")
         assert "mapped" not in server.log
         expected = answers(server)
     [kept] = (tmp_path / "packed").iterdir()
     assert kept.stat().st_mode & 0o777 == 0o600
     with Server(model, *flags) as server:
-        assert "mapped from the packed cache" in server.log and "packed weights" not in server.log
+        server.wait_for_log("mapped from the packed cache")
         assert answers(server) == expected
+        assert "packed weights" not in server.log
 
     data = bytearray(kept.read_bytes())
     data[len(data) // 2] ^= 4
     kept.write_bytes(data)
     with Server(model, *flags) as server:
-        wait_for(server, "are damaged (checksum)")
-        wait_for(server, "packed weights kept for the next start")
+        server.wait_for_log("are damaged (checksum)")
+        server.wait_for_log("packed weights kept for the next start")
         assert answers(server) == expected
     with Server(model, *flags) as server:
-        assert "mapped from the packed cache" in server.log
+        server.wait_for_log("mapped from the packed cache")
         assert answers(server) == expected
 
 
 def test_changed_model_and_no_cache(model, tmp_path):
     flags = ("--packed-cache", tmp_path / "packed", "--kv-cache-memory-bytes", "64m")
     with Server(model, *flags) as server:
-        wait_for(server, "packed weights kept for the next start")
+        server.wait_for_log("packed weights kept for the next start")
     weights = model / "model.safetensors"
     data = weights.read_bytes()
     weights.write_bytes(data)
     with Server(model, *flags) as server:
         assert "mapped" not in server.log
-        wait_for(server, "packed weights kept for the next start")
+        server.wait_for_log("packed weights kept for the next start")
     assert len(list((tmp_path / "packed").iterdir())) == 2
     with Server(model, "--packed-cache", "off", *flags[2:]) as server:
         assert "mapped" not in server.log
@@ -110,10 +104,10 @@ def test_changed_model_and_no_cache(model, tmp_path):
 def test_limits(model, tmp_path):
     (tmp_path / "file").write_text("x")
     with Server(model, "--packed-cache", tmp_path / "file/below", "--kv-cache-memory-bytes", "64m") as server:
-        wait_for(server, "packed weights not kept")
+        server.wait_for_log("packed weights not kept")
         answers(server)
     with Server(model, "--packed-cache", tmp_path / "small", "--packed-cache-limit", "1m", "--kv-cache-memory-bytes", "64m") as server:
-        wait_for(server, "more than --packed-cache-limit")
+        server.wait_for_log("more than --packed-cache-limit")
     with Server(DEMO, "--packed-cache", tmp_path / "none", "--kv-cache-memory-bytes", "64m") as server:
         time.sleep(0.2)
         assert "packed weights" not in server.log
