@@ -317,12 +317,7 @@ StatusOr<const float*> Decoder::Logits(std::span<const int32_t> rows) {
     return InvalidArgument("logits of {} rows; wanted 1 to max_logits_rows = {}", rows.size(), max_logits_rows_);
   for (const int32_t row : rows)
     if (row < 0 || row >= last_rows_) return InvalidArgument("logits of row {}, but the last step had {} rows", row, last_rows_);
-  const auto in_order = [&] {
-    for (size_t i = 0; i < rows.size(); ++i)
-      if (rows[i] != int32_t(i)) return false;
-    return true;
-  };
-  if (has_logits_ && in_order()) return logits_;
+  if (has_logits_ && AreFirstRows(rows)) return logits_;
   has_logits_ = false;  // they are overwritten
   device_->GatherRows(normed_, rows, static_cast<int>(config_.hidden_size), picked_);
   ComputeLogits(picked_, static_cast<int>(rows.size()));
@@ -333,6 +328,12 @@ void Decoder::ComputeLogits(const float* in, int rows) {
   device_->Linear(in, rows, weights_.lm_head, nullptr, logits_);
   if (config_.logit_scale != 1 || config_.logit_softcap != 0)
     device_->ScaleRows(logits_, rows, static_cast<int>(config_.vocab_size), config_.logit_scale, config_.logit_softcap);
+}
+
+bool AreFirstRows(std::span<const int32_t> rows) {
+  for (size_t i = 0; i < rows.size(); ++i)
+    if (rows[i] != int32_t(i)) return false;
+  return true;
 }
 
 }  // namespace kvasir

@@ -65,4 +65,7 @@ class Model {
   virtual StatusOr<const float*> Logits(std::span<const int32_t> rows) = 0;
 };
 
+// Whether they are 0, 1, 2 and so on: all rows of a step, in order, when there are as many.
+bool AreFirstRows(std::span<const int32_t> rows);
+
 }  // namespace kvasir

@@ -69,8 +69,8 @@ Status ModelExecutor::Launch(const StepBatch& batch, StepResult& result) {
   for (size_t g = 0; g < kv_.size(); ++g) kv_[g].tables = batch.tables[g];
   const ForwardInput input = {.token_ids = batch.token_ids, .positions = batch.positions, .slices = batch.slices, .kv = kv_};
   // Mostly every row is sampled: then logits are part of the step.
-  bool every_row = batch.sample_rows.size() == batch.token_ids.size() && batch.score_rows.empty();
-  for (size_t i = 0; i < batch.sample_rows.size(); ++i) every_row = every_row && batch.sample_rows[i] == int32_t(i);
+  const bool every_row =
+      batch.sample_rows.size() == batch.token_ids.size() && AreFirstRows(batch.sample_rows) && batch.score_rows.empty();
   KVASIR_RETURN_IF_ERROR(model_->Forward(input, every_row));
   KVASIR_RETURN_IF_ERROR(SampleRows(batch, result));
   return ScoreRows(batch, result);

@@ -428,11 +428,16 @@ Status RunParser(CLI::App& app, std::vector<std::string> arguments, CommandLine&
 
 }  // namespace
 
+std::optional<DType> ParseDType(std::string_view text) {
+  if (text == "float32" || text == "float" || text == "fp32") return DType::kF32;
+  if (text == "float16" || text == "half" || text == "fp16") return DType::kF16;
+  if (text == "bfloat16" || text == "bf16") return DType::kBF16;
+  return std::nullopt;
+}
+
 StatusOr<std::optional<KvFormat>> ParseKvCacheDType(std::string_view text) {
   if (text == "auto") return std::nullopt;
-  if (text == "float" || text == "fp32") text = "float32";
-  if (text == "half" || text == "fp16") text = "float16";
-  if (text == "bf16") text = "bfloat16";
+  if (const std::optional<DType> dtype = ParseDType(text)) return KvFormat(*dtype);
   if (text == "fp8_e4m3") text = "fp8";
   KVASIR_ASSIGN_OR_RETURN(const KvFormat format, ParseKvFormat(text));
   return format;

@@ -133,6 +133,9 @@ struct CommandLine {
 // argv without the program's name. InvalidArgument has the remedy; the caller prints it and exits with 2.
 StatusOr<CommandLine> ParseCommandLine(std::vector<std::string> arguments);
 
+// --dtype: nullopt for "auto" and for what the command line refuses.
+std::optional<DType> ParseDType(std::string_view text);
+
 // --kv-cache-dtype: nullopt for "auto"; the spellings of --dtype, and fp8 (fp8_e4m3), int8, int4.
 StatusOr<std::optional<KvFormat>> ParseKvCacheDType(std::string_view text);
 

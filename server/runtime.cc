@@ -13,14 +13,6 @@
 namespace kvasir {
 namespace {
 
-// "auto" -> nullopt. The spellings are checked by the command line.
-std::optional<DType> ParseDType(const std::string& name) {
-  if (name == "float32" || name == "float" || name == "fp32") return DType::kF32;
-  if (name == "float16" || name == "half" || name == "fp16") return DType::kF16;
-  if (name == "bfloat16" || name == "bf16") return DType::kBF16;
-  return std::nullopt;
-}
-
 StatusOr<int64_t> ChooseModelLength(const EngineOptions& options, const ModelConfig& config) {
   const int64_t limit = config.max_position_embeddings;
   if (options.max_model_len == 0) return limit;
