@@ -7,6 +7,7 @@
 #include <numeric>
 #include <vector>
 
+#include "bench/result.h"
 #include "kernels/kv_quant.h"
 #include "kernels/rng.h"
 
@@ -20,11 +21,6 @@ struct Heads {
 };
 constexpr Heads kGrouped = {8, 4, 128};  // an 8B Llama's
 constexpr Heads kPlain = {12, 1, 64};    // a 110M Llama's
-
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
 
 // KV of one layer for some sequences, and one decode step's attention over it.
 class Decode {

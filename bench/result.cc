@@ -1,9 +1,15 @@
 #include "bench/result.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
 namespace kvasir {
+
+double Median(std::vector<double> values) {
+  std::nth_element(values.begin(), values.begin() + int64_t(values.size() / 2), values.end());
+  return values[values.size() / 2];
+}
 
 void PrintResult(const BenchResult& r, bool json) {
   if (json) {

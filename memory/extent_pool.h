@@ -9,13 +9,12 @@
 #include <vector>
 
 #include "kernels/status.h"
+#include "memory/kv_arena.h"
 
 namespace kvasir {
 
 class ExtentPool {
  public:
-  static constexpr uint32_t kNone = UINT32_MAX;
-
   // Extents are named from `first` on; `blocks` is the most blocks an extent holds.
   ExtentPool(int64_t num_extents, int blocks, uint32_t first = 0)
       : records_(size_t(num_extents)),

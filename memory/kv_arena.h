@@ -19,6 +19,9 @@ namespace kvasir {
 
 inline constexpr int kMaxKvGroups = 4;
 
+// No extent, block or node, in links and tables; as an entry of a table it is kNoBlock (kernels/kv_page.h).
+inline constexpr uint32_t kNone = UINT32_MAX;
+
 // A group as memory sees it.
 struct KvGroupConfig {
   int64_t block_bytes = 64;

@@ -10,8 +10,6 @@
 namespace kvasir {
 namespace {
 
-constexpr uint32_t kNone = UINT32_MAX;  // as an entry: kNoBlock
-
 // Where the first group has a window, its text is longer than the blocks kept of it: so many times as many links.
 constexpr int64_t kLinksPerBlock = 8;
 

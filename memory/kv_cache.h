@@ -73,7 +73,7 @@ struct SequenceKv {
   std::array<uint32_t, kMaxKvGroups> last_extent{};  // of the last block, where an extent holds several
   std::array<int32_t, kMaxKvGroups> in_host{};       // extents that are still to be moved to the device
   uint64_t stamp = 0;                                // that of group g's table (SequenceTable) is stamp + g; 0 = none yet
-  uint32_t tail_node = UINT32_MAX;                   // prefix-tree node of the last published block
+  uint32_t tail_node = kNone;                        // prefix-tree node of the last published block
   ChainHash chain;                                   // hash of the published prefix
 
   bool empty() const { return tables[0].empty(); }

@@ -6,11 +6,6 @@
 #include "memory/prefix_tree.h"
 
 namespace kvasir {
-namespace {
-
-constexpr uint32_t kNone = UINT32_MAX;
-
-}  // namespace
 
 Status KvCache::Check(std::span<const SequenceKv* const> live) const {
   KVASIR_RETURN_IF_ERROR(AtPlace("extents", pool_->Check()));

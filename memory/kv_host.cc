@@ -7,11 +7,6 @@
 #include "memory/prefix_tree.h"
 
 namespace kvasir {
-namespace {
-
-constexpr uint32_t kNone = UINT32_MAX;
-
-}  // namespace
 
 // All that is published in an extent goes with it. Both are held; what was there is to be let go by the caller.
 void KvCache::Move(uint32_t from, uint32_t to, int group, std::vector<BlockCopy>& copies) {

@@ -23,7 +23,6 @@ namespace kvasir {
 
 class PrefixTree {
  public:
-  static constexpr uint32_t kNone = UINT32_MAX;
   using Salt = std::array<std::byte, 32>;
 
   // hash_bits < 128 weakens the hash, for tests of collisions.

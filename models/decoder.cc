@@ -42,10 +42,6 @@ float RoundTo(DType dtype, float value) {
   return dtype == DType::kF16 ? F16ToF32(F32ToF16(value)) : value;
 }
 
-const Weight* OrNull(const std::optional<Weight>& weight) {
-  return weight ? &*weight : nullptr;
-}
-
 }  // namespace
 
 Decoder::Decoder(Device* device, ModelConfig config, GenerationDefaults defaults, ModelWeights weights,

@@ -2,13 +2,6 @@
 #include "models/decoder.h"
 
 namespace kvasir {
-namespace {
-
-const Weight* OrNull(const std::optional<Weight>& weight) {
-  return weight ? &*weight : nullptr;
-}
-
-}  // namespace
 
 void Decoder::Attend(const ForwardInput& input, int i, int rows, const float* in, float* out) {
   const LayerWeights& layer = weights_.layers[i];

@@ -14,6 +14,8 @@
 
 namespace kvasir {
 
+inline constexpr int kMaxSequenceDepth = 16;  // of Sequences in Sequences, in a tokenizer file
+
 class JsonNode {
  public:
   JsonNode(const nlohmann::json* value, std::string path) : value_(value), path_(std::move(path)) {}

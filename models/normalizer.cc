@@ -5,7 +5,6 @@
 namespace kvasir {
 namespace {
 
-constexpr int kMaxDepth = 16;  // of nested Sequences
 constexpr size_t kMaxNormalizedBytes = size_t{1} << 30;
 
 std::string_view StripLeft(std::string_view text) {
@@ -122,7 +121,7 @@ StatusOr<Normalizer> Normalizer::Parse(const JsonNode& node) {
 }
 
 Status Normalizer::Add(const JsonNode& node, int depth) {
-  if (depth > kMaxDepth) return InvalidArgument("{}: Sequences are nested deeper than {}", node.path(), kMaxDepth);
+  if (depth > kMaxSequenceDepth) return InvalidArgument("{}: Sequences are nested deeper than {}", node.path(), kMaxSequenceDepth);
   KVASIR_ASSIGN_OR_RETURN(const std::string type, node.String("type"));
   if (type == "Sequence") {
     KVASIR_ASSIGN_OR_RETURN(const auto parts, node.Array("normalizers"));

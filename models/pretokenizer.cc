@@ -3,7 +3,6 @@
 namespace kvasir {
 namespace {
 
-constexpr int kMaxDepth = 16;  // of nested Sequences
 constexpr std::string_view kGpt2Pattern = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
 // Cuts text into single characters for which `matches` holds and the stretches between them.
@@ -104,7 +103,7 @@ Status PreTokenizer::AddMetaspace(const JsonNode& node, Step* step) {
 }
 
 Status PreTokenizer::Add(const JsonNode& node, int depth) {
-  if (depth > kMaxDepth) return InvalidArgument("{}: Sequences are nested deeper than {}", node.path(), kMaxDepth);
+  if (depth > kMaxSequenceDepth) return InvalidArgument("{}: Sequences are nested deeper than {}", node.path(), kMaxSequenceDepth);
   KVASIR_ASSIGN_OR_RETURN(const std::string type, node.String("type"));
   if (type == "Sequence") {
     KVASIR_ASSIGN_OR_RETURN(const auto parts, node.Array("pretokenizers"));

@@ -7,8 +7,6 @@
 namespace kvasir {
 namespace {
 
-constexpr int kMaxDepth = 16;  // of nested Sequences
-
 int HexDigit(char c) {
   if (c >= '0' && c <= '9') return c - '0';
   if (c >= 'a' && c <= 'f') return c - 'a' + 10;
@@ -138,7 +136,7 @@ Status TokenDecoder::ParseStep(const JsonNode& node, std::string_view type, Step
 }
 
 Status TokenDecoder::Add(const JsonNode& node, int depth) {
-  if (depth > kMaxDepth) return InvalidArgument("{}: Sequences are nested deeper than {}", node.path(), kMaxDepth);
+  if (depth > kMaxSequenceDepth) return InvalidArgument("{}: Sequences are nested deeper than {}", node.path(), kMaxSequenceDepth);
   KVASIR_ASSIGN_OR_RETURN(const std::string type, node.String("type"));
   if (type == "Sequence") {
     KVASIR_ASSIGN_OR_RETURN(const auto parts, node.Array("decoders"));

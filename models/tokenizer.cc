@@ -14,7 +14,6 @@ namespace kvasir {
 namespace {
 
 constexpr int64_t kMaxFileBytes = int64_t{256} << 20;  // the largest published tokenizer.json has 35 MB
-constexpr int kMaxDepth = 16;                          // of nested Sequences
 
 // The whole file; nothing where there is none.
 StatusOr<std::optional<std::string>> ReadFile(const std::filesystem::path& path) {
@@ -225,7 +224,7 @@ Status Tokenizer::BuildMatchers() {
 }
 
 Status Tokenizer::ParsePostProcessor(const JsonNode& node, int depth) {
-  if (depth > kMaxDepth) return InvalidArgument("{}: Sequences are nested deeper than {}", node.path(), kMaxDepth);
+  if (depth > kMaxSequenceDepth) return InvalidArgument("{}: Sequences are nested deeper than {}", node.path(), kMaxSequenceDepth);
   KVASIR_ASSIGN_OR_RETURN(const std::string type, node.String("type"));
   if (type == "ByteLevel") return OkStatus();  // it moves offsets only
   if (type == "TemplateProcessing") return ParseTemplate(node);

@@ -22,6 +22,10 @@ namespace kvasir {
 
 inline constexpr size_t kReadAheadBytes = size_t{256} << 20;
 
+inline const Weight* OrNull(const std::optional<Weight>& weight) {
+  return weight ? &*weight : nullptr;
+}
+
 struct NormWeights {
   Weight weight;
   std::optional<Weight> bias;

@@ -11,8 +11,6 @@
 namespace kvasir {
 namespace {
 
-using Kind = PartGroup::Kind;
-
 // Tables that old checkpoints carry beside their weights: known and not needed.
 constexpr std::array<std::string_view, 4> kKnownExtras = {"rotary_emb.inv_freq", ".attn.bias", "attention.bias", ".masked_bias"};
 // Quantised ones: how activations and the KV cache were scaled where the checkpoint was made. Here activations are scaled as they
@@ -47,8 +45,9 @@ std::string_view WeightsPlan::ChooseRoot() const {
 void WeightsPlan::Build(ModelWeights* weights) {
   const int64_t hidden = config_.hidden_size;
   const auto embedding = [&](std::string_view name, int64_t rows, Weight* packed) {
-    AddGroup(
-        {.kind = Kind::kEmbedding, .parts = {Matrix(fmt::format("{}{}.weight", root_, name), rows, hidden)}, .packed = packed});
+    AddGroup({.kind = PartGroup::Kind::kEmbedding,
+              .parts = {Matrix(fmt::format("{}{}.weight", root_, name), rows, hidden)},
+              .packed = packed});
   };
   embedding(names_.embed, config_.vocab_size, &weights->embed);
   if (const std::vector<Part>& table = groups_.back().parts; !table.empty()) dtype_ = asked_dtype_.value_or(table[0].dtype);
@@ -110,11 +109,11 @@ Part WeightsPlan::RowsOf(std::string name, std::vector<uint64_t> shape, int64_t 
 }
 
 void WeightsPlan::AddVector(Weight* packed, std::vector<Part> parts) {
-  AddGroup({.kind = Kind::kVector, .parts = std::move(parts), .packed = packed});
+  AddGroup({.kind = PartGroup::Kind::kVector, .parts = std::move(parts), .packed = packed});
 }
 
 void WeightsPlan::AddLinear(Weight* packed, std::vector<Part> parts, bool float32, bool head) {
-  AddGroup({.kind = Kind::kLinear, .parts = std::move(parts), .packed = packed, .float32 = float32, .head = head});
+  AddGroup({.kind = PartGroup::Kind::kLinear, .parts = std::move(parts), .packed = packed, .float32 = float32, .head = head});
 }
 
 void WeightsPlan::AddNorm(const std::string& name, NormWeights* norm) {
@@ -425,7 +424,7 @@ void WeightsPlan::PlacePart(const PartGroup& group, Part* part, size_t* end) {
     if (order.plus_one) part->dtype = DType::kF32;
     part->offset = take(values * SizeOf(part->dtype));
   }
-  if (group.kind == Kind::kVector) std::swap(part->out_rows, part->out_cols);
+  if (group.kind == PartGroup::Kind::kVector) std::swap(part->out_rows, part->out_cols);
 }
 
 bool WeightsPlan::Locate(Part* part) {

@@ -20,7 +20,7 @@ constexpr double kChoices[] = {1, 2, 5, 10, 20};
 constexpr double kHttpSeconds[] = {.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60};
 
 // Fixed labels: what a client sends never becomes a label.
-constexpr std::string_view kRoutes[] = {
+constexpr std::string_view kRouteNames[] = {
     "/v1/completions", "/v1/chat/completions", "/v1/models", "/health", "/metrics",  "/version",
     "/tokenize",       "/detokenize",          "render",     "/",       "unmatched", "refused"};
 constexpr const char* kClasses[] = {"2xx", "3xx", "4xx", "5xx"};
@@ -122,7 +122,7 @@ ServerMetrics::ServerMetrics(int64_t max_model_len)
       computed_tokens_(OneTwoFive(max_model_len)),
       n_(kChoices),
       http_seconds_(kHttpSeconds) {
-  static_assert(std::size(kRoutes) == kRouteCount);
+  static_assert(std::size(kRouteNames) == kRouteCount);
 }
 
 void ServerMetrics::ObserveRequest(const RequestTimes& times) {
@@ -143,7 +143,7 @@ void ServerMetrics::ObserveRequest(const RequestTimes& times) {
 void ServerMetrics::CountHttp(std::string_view route, std::string_view, int status, double seconds) {
   size_t index = kRouteCount - 2;
   for (size_t i = 0; i < kRouteCount; ++i) {
-    if (kRoutes[i] == route) index = i;
+    if (kRouteNames[i] == route) index = i;
   }
   const size_t group = status < 300 ? 0 : status < 400 ? 1 : status < 500 ? 2 : 3;
   http_[index][group].fetch_add(1, std::memory_order_relaxed);
@@ -182,7 +182,7 @@ void ServerMetrics::AppendServer(std::string& out, const Snapshot& snapshot) con
     for (size_t c = 0; c < kClassCount; ++c) {
       const int64_t count = http_[i][c].load(std::memory_order_relaxed);
       if (count > 0)
-        Line(out, "http_requests_total", fmt::format("handler=\"{}\",status=\"{}\"", kRoutes[i], kClasses[c]), double(count));
+        Line(out, "http_requests_total", fmt::format("handler=\"{}\",status=\"{}\"", kRouteNames[i], kClasses[c]), double(count));
     }
   }
   http_seconds_.Append(out, "http_request_duration_seconds", "From the end of the request's headers to the end of the answer.",

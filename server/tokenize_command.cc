@@ -12,7 +12,7 @@
 namespace kvasir {
 namespace {
 
-using Json = nlohmann::json;
+using Json = nlohmann::ordered_json;
 
 StatusOr<bool> Flag(const Json& line, const char* name, bool otherwise) {
   const auto it = line.find(name);

@@ -97,11 +97,6 @@ class Decoding {
   int steps_ = 0;
 };
 
-double Median(std::vector<double>& values) {
-  std::nth_element(values.begin(), values.begin() + int64_t(values.size() / 2), values.end());
-  return values[values.size() / 2];
-}
-
 }  // namespace
 
 StatusOr<std::vector<BenchResult>> BenchStepHost(CudaDevice& device, const std::function<void()>& idle) {

@@ -4,14 +4,12 @@
 #include <cmath>
 #include <vector>
 
+#include "kernels/cpu/fused.h"
+
 namespace kvasir {
 namespace {
 
 constexpr int64_t kConvChannels = 512;  // of one piece of work
-
-const float* Floats(const Weight& vector) {
-  return static_cast<const float*>(vector.packed);
-}
 
 int64_t FirstPosition(const SequenceSlice& slice, const PagedKv& kv) {
   return int64_t{kv.tables[size_t(slice.kv)].num_slots} - slice.num_rows;
@@ -51,7 +49,7 @@ void CpuCausalConv(const DeltaKernels& kernels, ThreadTeam& team, const float* i
   team.ParallelFor(int64_t(slices.size()) * pieces, 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = i % pieces * kConvChannels;
-      ConvolveChannels(kernels, in, in_stride, net, Floats(weight), layer, slices[size_t(i / pieces)], kv, first,
+      ConvolveChannels(kernels, in, in_stride, net, Floats(&weight), layer, slices[size_t(i / pieces)], kv, first,
                        std::min(kConvChannels, channels - first), out);
     }
   });
@@ -68,7 +66,7 @@ void CpuDeltaRule(const DeltaKernels& kernels, ThreadTeam& team, const float* qk
     q.resize(size_t(dk));
     k.resize(size_t(dk));
     const int64_t start = FirstPosition(slice, kv), key_head = h / (net.value_heads / net.key_heads);
-    const float rate = -std::exp(Floats(a_log)[h]);
+    const float rate = -std::exp(Floats(&a_log)[h]);
     float* state = nullptr;
     for (int64_t i = 0; i < slice.num_rows; ++i) {
       const int64_t position = start + i, block = position / block_tokens, row = slice.first_row + i;
@@ -84,7 +82,7 @@ void CpuDeltaRule(const DeltaKernels& kernels, ThreadTeam& team, const float* qk
       kernels.normalize(in + key_head * dk, dk, kDeltaNormEps, q_scale, q.data());
       kernels.normalize(in + net.queries() + key_head * dk, dk, kDeltaNormEps, 1, k.data());
       const float* const gate = gates + row * gate_stride + h;
-      const float x = gate[net.value_heads] + Floats(dt_bias)[h];
+      const float x = gate[net.value_heads] + Floats(&dt_bias)[h];
       const float softplus = x > 20 ? x : std::log1p(std::exp(x));
       kernels.delta_step(state, dk, dv, q.data(), k.data(), in + 2 * net.queries() + int64_t{h} * dv, std::exp(rate * softplus),
                          1.0f / (1.0f + std::exp(-gate[0])), out + row * net.values() + int64_t{h} * dv);

@@ -13,14 +13,9 @@ namespace {
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 
 constexpr int64_t kRoundPlaces = 4096;  // (row, expert) pairs computed at a time: bounds the scratch
-constexpr int64_t kGrainElements = 1 << 13;
 
 float* Reserve(GemmScratch& buffer, int64_t count) {
   return reinterpret_cast<float*>(buffer.Reserve(size_t(count) * sizeof(float)));
-}
-
-const float* Floats(const Weight* vector) {
-  return vector != nullptr ? static_cast<const float*>(vector->packed) : nullptr;
 }
 
 // The scores that weights are made of.

@@ -11,8 +11,6 @@
 namespace kvasir {
 namespace {
 
-constexpr int64_t kGrainElements = 1 << 13;  // below this a piece is not worth handing to another thread
-
 // Stores one head's k at `slot` of its page: a column, as vectors of slots are what attention reads.
 template <typename T>
 void StoreK(const T* k, bool paired, int block_tokens, int head_dim, int slot, std::byte* page) {
@@ -81,10 +79,6 @@ void StoreRow(const FusedKernels& kernels, const float* k, const float* v, const
   if (v == nullptr) return;
   convert(v, d, half.data());
   StoreV(half.data(), paired, layout.block_tokens, d, inside, v_page);
-}
-
-const float* Floats(const Weight* vector) {
-  return vector != nullptr ? static_cast<const float*>(vector->packed) : nullptr;
 }
 
 int64_t RowGrain(int64_t width) {

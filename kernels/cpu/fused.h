@@ -12,6 +12,13 @@
 
 namespace kvasir {
 
+inline constexpr int64_t kGrainElements = 1 << 13;  // below this a piece is not worth handing to another thread
+
+// What Device::PackVector made on the CPU; nullptr for none.
+inline const float* Floats(const Weight* vector) {
+  return vector != nullptr ? static_cast<const float*>(vector->packed) : nullptr;
+}
+
 void CpuAddNorm(const FusedKernels& kernels, ThreadTeam& team, float* residual, const float* delta, float delta_scale,
                 const Norm& norm, int rows, int64_t width, float* out);
 void CpuAdd(const FusedKernels& kernels, ThreadTeam& team, float* residual, const float* delta, float scale, int rows,

@@ -18,7 +18,7 @@ TEST(ExtentPoolTest, HandsOutEachExtentOnceThenNone) {
   EXPECT_EQ(pool.Allocate(), 0u);
   EXPECT_EQ(pool.Allocate(), 1u);
   EXPECT_EQ(pool.Allocate(), 2u);
-  EXPECT_EQ(pool.Allocate(), ExtentPool::kNone);
+  EXPECT_EQ(pool.Allocate(), kNone);
   EXPECT_TRUE(pool.DropReference(1));
   pool.Free(1);
   EXPECT_EQ(pool.free_extents(), 1);
@@ -38,8 +38,8 @@ TEST(ExtentPoolTest, RandomOperationsAgreeWithAModel) {
       switch (rng.Below(4)) {
         case 0: {
           const uint32_t extent = pool.Allocate();
-          ASSERT_EQ(extent == ExtentPool::kNone, free == 0);
-          if (extent != ExtentPool::kNone) {
+          ASSERT_EQ(extent == kNone, free == 0);
+          if (extent != kNone) {
             ASSERT_TRUE(held.insert({extent, 1}).second);
             ASSERT_EQ(std::count(cached.begin(), cached.end(), extent), 0);
           }
@@ -61,7 +61,7 @@ TEST(ExtentPoolTest, RandomOperationsAgreeWithAModel) {
         }
         case 2: {
           const uint32_t extent = pool.TakeOldest();
-          ASSERT_EQ(extent, cached.empty() ? ExtentPool::kNone : cached.front());
+          ASSERT_EQ(extent, cached.empty() ? kNone : cached.front());
           if (!cached.empty()) {
             held[extent] = 1;
             cached.pop_front();
