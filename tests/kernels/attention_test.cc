@@ -4,7 +4,7 @@
 #include <limits>
 
 #include "tests/kernels/kv_fixture.h"
-#include "tests/sanitized.h"
+#include "tests/slow.h"
 
 namespace kvasir::testing {
 namespace {
@@ -84,7 +84,7 @@ TEST_P(AttentionTest, EqualsDenseAttentionOverRandomShapes) {
   const auto device = MakeDevice(GetParam());
   constexpr int kBlocks[] = {1, 3, 8, 16, 32, 64}, kGroups[] = {1, 2, 3, 4, 7, 8}, kDims[] = {1, 7, 8, 16, 48, 64, 80, 128};
   constexpr int kWindows[] = {0, 0, 1, 5, 16, 33, 100};
-  for (uint64_t seed = 1; seed <= (kSanitized ? 50 : IsEmulated(*device) ? 90 : 140); ++seed) {
+  for (uint64_t seed = 1; seed <= (IsEmulated(*device) ? 90 : 140) / (kSanitized ? 3 : 1); ++seed) {
     SCOPED_TRACE(fmt::format("seed {}", seed));
     Rng rng(seed);
     KvShape shape;
@@ -239,6 +239,7 @@ TEST_P(AttentionTest, QuantisedKvIsWhatItsCodesStandFor) {
     for (const int d : {64, 80, 96, 128, 20, 33, 160, 256}) {
       for (const auto& [block_tokens, group, window] : {std::array{16, 4, 0}, {48, 1, 40}, {7, 3, 0}, {32, 20, 0}}) {
         if (d != 64 && d != 128 && (group == 20) != (d == 80) && (IsEmulated(*device) || kSanitized)) continue;
+        if (kSanitized && (d == 20 || d == 96 || d == 128 || d == 160)) continue;
         KvShape shape{type, block_tokens, 1, 2, group, d, window};
         SCOPED_TRACE(fmt::format("{} {}", Name(KvFormat(quant)), shape.Describe()));
         const std::vector<int> lengths = {75, 1, 18};

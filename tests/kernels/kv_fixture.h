@@ -15,7 +15,7 @@
 #include "kernels/device.h"
 #include "kernels/kv_quant.h"
 #include "kernels/rng.h"
-#include "tests/sanitized.h"
+#include "tests/slow.h"
 
 namespace kvasir::testing {
 
@@ -53,11 +53,6 @@ inline std::vector<std::string> DeviceNames() {
   else
     std::fprintf(stderr, "Tests over CUDA are skipped: %s\n", Message(MakeCudaDevice().status()).c_str());
   return names;
-}
-
-// A hundred thousand times slower than the GPU it stands for: tests try fewer shapes on it.
-inline bool IsEmulated(const Device& device) {
-  return device.Info().name.find("emulated") != std::string::npos;
 }
 
 // The reference, which has no threads, then all of DeviceNames().

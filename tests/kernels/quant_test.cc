@@ -122,7 +122,7 @@ std::vector<float> RunLinear(Device& device, const std::vector<float>& weights, 
 TEST_P(QuantOnDevice, LinearIsThatOfTheReferenceInEveryShape) {
   const auto reference = MakeReferenceDevice(), one = Make(1), three = Make(3);
   Rng rng(2);
-  for (int round = 0; round < (testing::IsEmulated(*one) ? 36 : 60); ++round) {
+  for (int round = 0; round < (IsEmulated(*one) ? 36 : 60); ++round) {
     const QuantFormat quant = kFormats[round % std::size(kFormats)];
     const int64_t outs = rng.Between(1, 100), k = rng.Chance(0.5) ? rng.Between(1, 300) : 32 * rng.Between(1, 12);
     const int64_t rows = round % 3 == 0 ? rng.Between(1, 130) : rng.Between(1, 14);
@@ -222,7 +222,7 @@ TEST_P(QuantOnDevice, EveryFp8CodeIsDecoded) {
 TEST_P(QuantOnDevice, Mxfp4IsTheBfloat16WeightItStandsFor) {
   const auto one = Make(1), three = Make(3), reference = MakeReferenceDevice();
   Rng rng(5);
-  for (int round = 0; round < (testing::IsEmulated(*one) ? 10 : 30); ++round) {
+  for (int round = 0; round < (IsEmulated(*one) ? 10 : 30); ++round) {
     const int64_t outs = rng.Between(1, 100), k = round % 3 == 0 ? rng.Between(1, 200) : 32 * rng.Between(1, 20);
     const int64_t rows = round % 2 == 0 ? rng.Between(1, 120) : rng.Between(1, 13), groups = (k + 31) / 32;
     SCOPED_TRACE(fmt::format("round {}: rows {} outs {} k {}", round, rows, outs, k));

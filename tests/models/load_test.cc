@@ -14,7 +14,7 @@
 #include "tests/models/fake_fs.h"
 #include "tests/models/model_runner.h"
 #include "tests/models/test_folder.h"
-#include "tests/sanitized.h"
+#include "tests/slow.h"
 
 namespace kvasir {
 namespace {
