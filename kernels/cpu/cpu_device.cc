@@ -157,8 +157,7 @@ void CpuDevice::GatherRows(const float* in, std::span<const int32_t> row_ids, in
 
 void CpuDevice::Linear(const float* in, int rows, const Weight& weight, const Weight* bias, float* out) {
   KVASIR_DCHECK(bias == nullptr || bias->cols == weight.rows, "bias of {} for {} outputs", bias->cols, weight.rows);
-  PanelLinear(*kernels_.gemm, team_, gemm_scratch_, in, rows, weight,
-              bias != nullptr ? static_cast<const float*>(bias->packed) : nullptr, out);
+  PanelLinear(*kernels_.gemm, team_, gemm_scratch_, in, rows, weight, Floats(bias), out);
 }
 
 void CpuDevice::LinearHeads(const float* in, int rows, std::span<const Weight> weights, const HeadLinear& at, float* out) {

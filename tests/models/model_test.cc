@@ -141,9 +141,15 @@ void CheckSharedModel(const std::string& dir, const std::string& device_name) {
   EXPECT_NEAR(nll / static_cast<double>(ids.size() - 1), golden["perplexity"]["mean_nll"].get<double>(), tolerance.nll);
 }
 
+// Why trained models are not tried; empty: they are.
+std::string WhyNotTrained() {
+  if (kSanitized) return "small checkpoints are computed by the same code";
+  if (!stdfs::is_directory(SharedModels())) return fmt::format("no models at {}; set KVASIR_TEST_MODELS", SharedModels());
+  return "";
+}
+
 TEST_P(OnDevice, TrainedModelsMatchTheirGoldens) {
-  if (kSanitized) GTEST_SKIP() << "small checkpoints are computed by the same code";
-  if (!stdfs::is_directory(SharedModels())) GTEST_SKIP() << "no models at " << SharedModels() << "; set KVASIR_TEST_MODELS";
+  if (const std::string why = WhyNotTrained(); !why.empty()) GTEST_SKIP() << why;
   if (Emulated(GetParam())) GTEST_SKIP() << "millions of parameters are too many for an emulated GPU";
   int models = 0;
   for (const auto& entry : stdfs::directory_iterator(SharedModels())) {
@@ -164,8 +170,7 @@ double MeanNll(const Loaded& loaded, const std::vector<int32_t>& ids, std::optio
 }
 
 TEST(TrainedModels, QuantisedAreNearlyAsGood) {
-  if (kSanitized) GTEST_SKIP() << "small checkpoints are computed by the same code";
-  if (!stdfs::is_directory(SharedModels())) GTEST_SKIP() << "no models at " << SharedModels() << "; set KVASIR_TEST_MODELS";
+  if (const std::string why = WhyNotTrained(); !why.empty()) GTEST_SKIP() << why;
   for (const auto& entry : stdfs::directory_iterator(SharedModels())) {
     if (!stdfs::exists(entry.path() / "golden.json")) continue;
     const json golden = json::parse(Slurp(entry.path() / "golden.json"));
@@ -190,8 +195,7 @@ TEST(TrainedModels, QuantisedAreNearlyAsGood) {
 
 // The same of quantised KV. Heads of 8 and 16 elements, and so few layers, say little of large models.
 TEST(TrainedModels, QuantisedKvIsNearlyAsGood) {
-  if (kSanitized) GTEST_SKIP() << "small checkpoints are computed by the same code";
-  if (!stdfs::is_directory(SharedModels())) GTEST_SKIP() << "no models at " << SharedModels() << "; set KVASIR_TEST_MODELS";
+  if (const std::string why = WhyNotTrained(); !why.empty()) GTEST_SKIP() << why;
   for (const auto& entry : stdfs::directory_iterator(SharedModels())) {
     if (!stdfs::exists(entry.path() / "golden.json")) continue;
     const std::vector<int32_t> ids = json::parse(Slurp(entry.path() / "golden.json"))["perplexity"]["ids"];
